@@ -1,0 +1,304 @@
+"""The whole RL step of tacit beside that of tuned TRL 1.16: the same work, in the same process, turn by turn.
+
+Both start from the same weights and draw, score and train on the same prompts, with the same group size, temperature, length limit, reward,
+loss (DAPO's, token-mean), AdamW, precision and threads. TRL runs its own `train()`; a callback lets tacit take one step after each of TRL's,
+so that whatever else the machine does hits both. TRL is tuned first: no gradient checkpointing, nothing logged, fused AdamW, and rows per
+micro-batch as measured here. Before the race each case proves that the work is the same: as many parameters, and TRL's loss
+and gradient norm, on the rollouts of tacit's first step, equal to those that tacit reports.
+
+The model decides when completions end: one constant dimension of the embedding makes EOS impossible (fixed length), or so likely that the mean
+length is about 30 (variable). The learning rate is too small to change that. `python benchmarks/vs_trl_step.py [--quick]`
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from _common import load_tacit, only_json_on_stdout, saved_model, say, trl_trainer
+from transformers import PreTrainedModel, TrainerCallback
+from trl import GRPOTrainer
+
+from tacit.config import AlgorithmConfig, OptimiserConfig, SamplingConfig, TinyConfig
+from tacit.core.rollouts import Prompt
+from tacit.core.runtime import Runtime
+from tacit.core.tiny import EOS_ID, PAD_ID
+from tacit.rewards.base import each
+from tacit.rl.agent import Agent
+from tacit.rl.step import Step
+from tacit.rl.trainer import Trainer
+
+SEED = 0
+LETTERS = "abcdefghijklmnop"
+SMALL = TinyConfig(hidden=128, layers=5, heads=4, mlp=384, context=256)  # 1.1M parameters
+LARGE = TinyConfig(hidden=384, layers=6, heads=6, mlp=1024, context=256)  # 10.6M
+LEARNING_RATE, BETAS, CLIP = 1e-6, (0.9, 0.95), (0.2, 0.28)
+NEVER = -5.0
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    model: TinyConfig
+    prompts: int
+    max_new_tokens: int
+    prompt_length: tuple[int, int]
+    end: float  # the weight of EOS in the constant dimension
+    pairs: int  # steps of either side that count
+    threads: tuple[int, ...] = (1, 2)
+    precision: str = "fp32"
+    group_size: int = 8
+
+    @property
+    def rows(self) -> int:
+        return self.prompts * self.group_size
+
+
+CASES = [
+    Case("1.1M, fixed length", SMALL, prompts=4, max_new_tokens=64, prompt_length=(16, 16), end=NEVER, pairs=20),
+    Case("1.1M, variable length", SMALL, prompts=16, max_new_tokens=128, prompt_length=(8, 24), end=0.92, pairs=10),
+    Case("10.6M, fixed length", LARGE, prompts=4, max_new_tokens=64, prompt_length=(16, 16), end=NEVER, pairs=6),
+    Case("10.6M, fixed length, bf16", LARGE, 4, 64, (16, 16), end=NEVER, pairs=6, threads=(2,), precision="bf16"),
+]
+
+
+# --- the work, the same for both ---
+
+
+def lean(model: PreTrainedModel, end: float) -> None:
+    """Makes the first dimension of the residual stream a constant, and with it sets how likely EOS is; padding is never drawn."""
+    with torch.no_grad():
+        constant = model.get_input_embeddings().weight[:, 0]
+        constant.fill_(1.0)
+        constant[EOS_ID], constant[PAD_ID] = end, NEVER
+
+
+@dataclass(frozen=True)
+class Letters:
+    """Prompts of random letters."""
+
+    lengths: tuple[int, int]
+
+    def prompt_at(self, ordinal: int, seed: int) -> Prompt:
+        generator = torch.Generator().manual_seed(seed * 2**32 + ordinal)
+        length = int(torch.randint(self.lengths[0], self.lengths[1] + 1, (1,), generator=generator))
+        return Prompt(str(ordinal), "".join(LETTERS[i] for i in torch.randint(len(LETTERS), (length,), generator=generator)))
+
+
+def vowels(completion: str) -> float:
+    """A reward that costs nothing and differs within a group."""
+    return sum(completion.count(letter) for letter in "aeio") / (1 + len(completion))
+
+
+# --- the two sides ---
+
+
+@dataclass
+class Times:
+    """Of each step that counts: seconds in all, seconds of generation and of the update, completion tokens."""
+
+    total: list[float] = field(default_factory=list)
+    generate: list[float] = field(default_factory=list)
+    update: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+
+    def add(self, total: float, generate: float, update: float, tokens: int) -> None:
+        for column, value in zip((self.total, self.generate, self.update, self.tokens), (total, generate, update, tokens), strict=True):
+            column.append(value)
+
+    def summary(self, rows: int) -> dict[str, float]:
+        middle = {name: round(statistics.median(getattr(self, name)), 4) for name in ("total", "generate", "update")}
+        rate = round(sum(self.tokens) / sum(self.total))
+        return {**middle, "useful_tokens_per_second": rate, "mean_length": round(statistics.mean(self.tokens) / rows, 1)}
+
+
+def tacit_trainer(case: Case, folder: Path) -> Trainer:
+    agent = Agent(
+        load_tacit(folder, bf16=case.precision == "bf16"),
+        algorithm=AlgorithmConfig(advantage="grpo", clip_low=CLIP[0], clip_high=CLIP[1], aggregation="token-mean"),
+        optimiser=OptimiserConfig(lr=LEARNING_RATE, betas=BETAS),
+        sampling=SamplingConfig(prompts=case.prompts, group_size=case.group_size, max_new_tokens=case.max_new_tokens),
+    )
+    reward = each(lambda _, completion: vowels(completion))
+    return Trainer([agent], Letters(case.prompt_length), reward, seed=SEED, runtime=Runtime(device="cpu"))
+
+
+class TimedTRL:
+    """TRL's trainer with the time of its generation, and of generation with all scoring, taken at its own methods."""
+
+    def __init__(self, case: Case, folder: Path, output: Path, steps: int, *, micro_batches: int = 1, precision: str = "fp32"):
+        settings = {
+            "per_device_train_batch_size": case.rows // micro_batches,
+            "gradient_accumulation_steps": micro_batches,
+            "num_generations": case.group_size,
+            "max_completion_length": case.max_new_tokens,
+            "max_steps": steps,
+            "loss_type": "dapo",
+            "epsilon": CLIP[0],
+            "epsilon_high": CLIP[1],
+            "learning_rate": LEARNING_RATE,
+            "lr_scheduler_type": "constant",
+            "optim": "adamw_torch_fused",
+            "adam_beta1": BETAS[0],
+            "adam_beta2": BETAS[1],
+            "seed": SEED,
+            "bf16": precision == "bf16",
+        }
+        prompts = [Letters(case.prompt_length).prompt_at(i, SEED).text for i in range(case.prompts * steps)]
+        self.trainer: GRPOTrainer = trl_trainer(folder, output, prompts, lambda completions, **_: [vowels(c) for c in completions], settings)
+        self.rows = case.rows
+        self.generate = self.before = 0.0
+        self._time("_generate_single_turn", "generate")
+        self._time("_generate_and_score_completions", "before")
+
+    def _time(self, method: str, name: str) -> None:
+        original = getattr(self.trainer, method)
+
+        def timed(*arguments: Any, **named: Any) -> Any:
+            start = time.perf_counter()
+            result = original(*arguments, **named)
+            setattr(self, name, time.perf_counter() - start)
+            return result
+
+        setattr(self.trainer, method, timed)
+
+    def train(self, after_step: Callable[[float], None]) -> None:
+        """Calls `after_step` with the seconds of each step; what that takes is not TRL's."""
+
+        class Turn(TrainerCallback):
+            start = time.perf_counter()
+
+            def on_step_end(self, *_: Any, **__: Any) -> None:
+                after_step(time.perf_counter() - self.start)
+                self.start = time.perf_counter()
+
+        self.trainer.add_callback(Turn())
+        self.trainer.train()
+
+    @property
+    def tokens(self) -> int:
+        """Of the latest generation."""
+        return round(self.rows * self.trainer._metrics["train"]["completions/mean_length"][-1])
+
+
+# --- the race ---
+
+
+def race(case: Case, folder: Path, threads: int, pairs: int, micro_batches: int) -> dict[str, Any]:
+    torch.set_num_threads(threads)
+    tacit = tacit_trainer(case, folder)
+    ours, theirs = Times(), Times()
+    with tempfile.TemporaryDirectory() as output:
+        trl = TimedTRL(case, folder, Path(output), 1 + pairs, micro_batches=micro_batches, precision=case.precision)
+        proof = same_work(trl.trainer, tacit, tacit.step(), exact=case.precision == "fp32")
+
+        def turn(seconds: float) -> None:
+            assert torch.get_num_threads() == threads
+            start = time.perf_counter()
+            step = tacit.step()
+            total = time.perf_counter() - start
+            if trl.trainer.state.global_step > 1:  # the first of either warms up
+                theirs.add(seconds, trl.generate, seconds - trl.before, trl.tokens)
+                ours.add(total, step.times["sample"], step.times["update"], int(step.drawn.lengths.sum()))
+
+        trl.train(turn)
+    ratios = [t / o for t, o in zip(theirs.total, ours.total, strict=True)]
+    spread = {"min": min(ratios), "median": statistics.median(ratios), "max": max(ratios)}
+    result = {"case": f"{case.name}, {threads} thread{'s' * (threads > 1)}", "pairs": pairs, "ratio": {k: round(v, 2) for k, v in spread.items()}}
+    result |= {f"ratio_{part}": round(statistics.median(getattr(theirs, part)) / statistics.median(getattr(ours, part)), 2) for part in PARTS}
+    result |= {"ours": ours.summary(case.rows), "trl": theirs.summary(case.rows), "trl_micro_batches": micro_batches, "same_work": proof}
+    say(line(result))
+    return result
+
+
+PARTS = ("generate", "update")
+
+
+def line(result: dict[str, Any]) -> str:
+    def side(name: str) -> str:
+        x = result[name]
+        return f"{name} {x['total'] * 1e3:5.0f} ms ({x['generate'] * 1e3:.0f} + {x['update'] * 1e3:.0f}), {x['useful_tokens_per_second']} tok/s"
+
+    r = result["ratio"]
+    return f"{result['case']:38} {r['median']:.2f}x [{r['min']:.2f}, {r['max']:.2f}]  {side('ours')}  {side('trl')}  length {result['ours']['mean_length']}"
+
+
+def same_work(trl: GRPOTrainer, tacit: Trainer, step: Step, *, exact: bool) -> dict[str, Any]:
+    """TRL's loss and gradient norm on the rollouts of tacit's first step, from the same weights, beside what tacit reported of it."""
+    [agent], pool = tacit.agents, step.pool
+    prompts, completions = pool.prompt_tokens.to_lists(), pool.completions.to_lists()
+    left = max(map(len, prompts))
+    right = max(map(len, completions))
+    inputs = {
+        "prompt_ids": torch.tensor([[PAD_ID] * (left - len(p)) + p for p in prompts]),
+        "prompt_mask": torch.tensor([[0] * (left - len(p)) + [1] * len(p) for p in prompts]),
+        "completion_ids": torch.tensor([c + [PAD_ID] * (right - len(c)) for c in completions]),
+        "completion_mask": torch.tensor([[1] * len(c) + [0] * (right - len(c)) for c in completions]),
+        "advantages": pool.advantage.float(),
+        "num_items_in_batch": pool.lengths.sum() * trl.args.steps_per_generation,
+    }
+    trl.current_gradient_accumulation_steps = 1
+    model = trl.model.train()
+    loss = trl._compute_loss(model, inputs)
+    loss.backward()
+    norm = float(torch.nn.utils.get_total_norm([p.grad for p in model.parameters()]))
+    model.zero_grad()
+    trl._metrics["train"].clear()
+    found = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "loss": [step.metrics["loss/policy"], float(loss.detach())],
+        "gradient_norm": [step.metrics["optimiser/grad_norm"], norm],
+    }
+    tolerance = 1e-4 if exact else 2e-2
+    agree = all(abs(a - b) <= tolerance * abs(b) + 1e-6 for a, b in (found["loss"], found["gradient_norm"]))
+    if not agree or found["parameters"] != sum(p.numel() for _, p in agent.policy.trainable()):
+        raise SystemExit(f"the two sides do not do the same work: {found}")
+    return found
+
+
+def tune(case: Case, folder: Path) -> tuple[int, list[dict[str, Any]]]:
+    """The number of micro-batches with which TRL is fastest at this case, and what was tried, the other precision too."""
+    torch.set_num_threads(max(case.threads))
+    tried = []
+    for precision in ("fp32", "bf16"):
+        for micro_batches in (1, 4):
+            seconds: list[float] = []
+            with tempfile.TemporaryDirectory() as output:
+                TimedTRL(case, folder, Path(output), 4, micro_batches=micro_batches, precision=precision).train(seconds.append)
+            tried.append({"micro_batches": micro_batches, "precision": precision, "seconds": round(min(seconds[1:]), 4)})
+    best = min((t for t in tried if t["precision"] == case.precision), key=lambda t: t["seconds"])
+    say(f"{case.name}: TRL is fastest with {best['micro_batches']} micro-batches; tried {tried}")
+    return best["micro_batches"], tried
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="under a minute: small model, few pairs, no tuning")
+    parser.add_argument("--case", default="", help="only cases whose name contains this")
+    options = parser.parse_args()
+    chosen = [case for case in CASES if options.case in case.name and not (options.quick and case.model is LARGE)]
+    with only_json_on_stdout() as result:
+        found, tuning = [], {}
+        for case in chosen:
+            with saved_model(case.model, LETTERS, SEED, partial(lean, end=case.end)) as folder:
+                micro_batches = 1
+                if not options.quick:
+                    micro_batches, tuning[case.name] = tune(case, folder)
+                found += [race(case, folder, threads, 3 if options.quick else case.pairs, micro_batches) for threads in case.threads]
+        result |= {"benchmark": "vs_trl_step", "quick": options.quick, "seed": SEED, "ratios": {f["case"]: f["ratio"]["median"] for f in found}}
+        result |= {"holds": all(f["ratio"]["median"] >= 1 for f in found), "cases": found, "trl_tuning": tuning}
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

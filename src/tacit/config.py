@@ -1,0 +1,226 @@
+"""What a run is: pydantic models, read from a YAML file and dotted overrides. Imports no torch, so that help and errors are instant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from tacit.mistakes import choice
+from tacit.recipe import ConfigError, Dumper, read
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors, numbers are finite, and a validated config does not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class TinyConfig(Strict):
+    """A small model built from scratch, with a character tokenizer over the task's alphabet."""
+
+    family: Literal["llama", "qwen2", "qwen3"] = "qwen2"
+    hidden: int = Field(default=64, ge=8, description="width of the residual stream")
+    layers: int = Field(default=4, ge=1)
+    heads: int = Field(default=4, ge=1)
+    kv_heads: int | None = Field(default=None, description="key/value heads; default: as many as heads")
+    mlp: int = Field(default=192, ge=8, description="width of the feed-forward layer")
+    context: int = Field(default=256, ge=8, description="longest prompt plus completion, in tokens")
+
+
+class LoraConfig(Strict):
+    """Low-rank adapters by peft; the reference policy is then the model with the adapter switched off."""
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target: str | list[str] = Field(default="all-linear", description="module names, or 'all-linear'")
+
+
+class ModelConfig(Strict):
+    """Which policy. One of `path` and `tiny`, unless the run starts from another run (`init`)."""
+
+    path: str | None = Field(default=None, description="local folder or hub id of any causal LM that transformers loads")
+    tiny: TinyConfig | None = None
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    lora: LoraConfig | None = None
+    chat: bool = Field(default=False, description="wrap prompts with the tokenizer's chat template")
+    system: str | None = Field(default=None, description="system message, with chat: true")
+    attention: str = Field(default="sdpa", description="attn_implementation of transformers")
+    gradient_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> ModelConfig:
+        if self.path and self.tiny:
+            raise ValueError("give either model.path or model.tiny, not both")
+        return self
+
+
+class TaskConfig(Strict):
+    """Where prompts come from: a built-in task, `data.jsonl`, or the user's own `file.py:Class`."""
+
+    name: str = Field(description="sorting, gsm8k_steps, data.jsonl, or file.py:Class")
+    options: dict[str, Any] = Field(default_factory=dict, description="arguments of the task")
+    columns: dict[str, str] = Field(default_factory=dict, description="for a file: which column is prompt, answer, id")
+
+
+class RuntimeConfig(Strict):
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="of forward and backward; weights keep model.dtype")
+    threads: int | None = Field(default=None, ge=1, description="torch threads; default: 1 for tiny models, else torch's choice")
+    distributed: Literal["ddp", "fsdp2"] = "ddp"
+    trackers: list[Literal["trackio", "tensorboard", "wandb"]] = Field(default_factory=list)
+
+
+class OptimiserConfig(Strict):
+    """AdamW with a schedule, one clipped step per mini-batch."""
+
+    lr: float = Field(default=2e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup: int = Field(default=0, ge=0, description="steps of linear warm-up")
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    max_grad_norm: float | None = Field(default=1.0, gt=0, description="null: no clipping")
+
+
+class SamplingConfig(Strict):
+    """The rollouts of one step."""
+
+    prompts: int = Field(default=32, ge=1, description="prompts per step")
+    group_size: int = Field(default=16, ge=1, description="completions per prompt")
+    max_new_tokens: int = Field(default=64, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    stop: list[str] = Field(default_factory=list, description="strings that end a completion, beside the EOS tokens")
+    rows: int = Field(default=512, ge=1, description="rows decoded at a time")
+
+
+class KLConfig(Strict):
+    """Divergence from the reference policy."""
+
+    coefficient: float = Field(default=0.0, ge=0)
+    form: Literal["k1", "k2", "k3", "k3_unbiased"] = "k3"
+    where: Literal["loss", "reward"] = "loss"
+    importance_weighted: bool = Field(default=False, description="multiply a KL in the loss by the policy ratio")
+
+
+class FilterConfig(Strict):
+    """DAPO's dynamic sampling: groups without signal are dropped and others drawn in their place."""
+
+    drop_constant: bool = False
+    max_rounds: int = Field(default=4, ge=1, description="draws per step before it goes on with what it has")
+    drop_truncated: bool = Field(default=False, description="mask completions that hit the length limit (over-long filtering)")
+    overlong_buffer: int = Field(default=0, ge=0, description="tokens before the limit in which a growing penalty applies; 0: off")
+    overlong_penalty: float = Field(default=1.0, ge=0)
+
+
+class AlgorithmConfig(Strict):
+    """Advantage, loss and aggregation of the base update."""
+
+    advantage: str = Field(
+        default="grpo", description="grpo, dr_grpo, rloo, reinforce_pp, reinforce_pp_baseline, remax, mean_centred, or file.py:function"
+    )
+    length_penalty: float = Field(default=0.0, ge=0, description="length-rank shaping among the right answers of a group")
+    loss: str = Field(default="clip", description="clip, gspo, sequence, cispo, policy_gradient, or file.py:function")
+    clip_low: float = Field(default=0.2, ge=0)
+    clip_high: float = Field(default=0.2, ge=0)
+    dual_clip: float | None = Field(default=None, gt=1)
+    aggregation: Literal["token-mean", "token-sum", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"] = "token-mean"
+    kl: KLConfig = KLConfig()
+    importance_cap: float | None = Field(default=None, gt=0, description="truncated importance sampling for sampler/trainer mismatch")
+    old_logprobs: Literal["auto", "recompute", "behaviour"] = "auto"
+    filter: FilterConfig = FilterConfig()
+    epochs: int = Field(default=1, ge=1)
+    minibatch_rows: int | None = Field(default=None, ge=1, description="rows per optimiser step; default: the whole batch")
+    micro_batch_tokens: int = Field(default=16384, ge=1, description="padded tokens per forward pass")
+
+
+class ComponentConfig(Strict):
+    """A method added to the loop: a registered name or `package.module:Class`, with its arguments."""
+
+    name: str = Field(description="a registered name, or package.module:Class")
+    options: dict[str, Any] = Field(default_factory=dict, description="arguments of the component")
+
+
+class EvaluationConfig(Strict):
+    """Held-out evaluation by the task's verifier."""
+
+    every: int = Field(default=0, ge=0, description="steps between evaluations; 0: only before and after")
+    prompts: int = Field(default=512, ge=1)
+    samples: int = Field(default=1, ge=1, description="completions per prompt")
+    temperature: float = Field(default=1.0, ge=0, description="0: greedy")
+    top_p: float = Field(default=1.0, gt=0, le=1)
+
+
+class CheckpointConfig(Strict):
+    every: int = Field(default=20, ge=1, description="steps")
+    keep: int = Field(default=2, ge=1)
+
+
+class RunConfig(Strict):
+    """What every kind of run has."""
+
+    seed: int = Field(default=0, ge=0)
+    output: str = Field(description="folder of the run, for example runs/sorting")
+    init: str | None = Field(default=None, description="folder of a finished run whose policy this one starts from")
+    model: ModelConfig = ModelConfig()
+    task: TaskConfig = Field(description="where prompts come from, for example task: {name: sorting}")
+    reward: str | None = Field(default=None, description="file.py:function; default: the task's own verifier")
+    runtime: RuntimeConfig = RuntimeConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def _has_a_policy(self) -> RunConfig:
+        if not (self.init or self.model.path or self.model.tiny):
+            raise ValueError("name the policy: model.path, model.tiny or init")
+        return self
+
+
+class RLConfig(RunConfig):
+    """Reinforcement learning with verifiable rewards."""
+
+    kind: Literal["rl"] = "rl"
+    steps: int = Field(default=200, ge=1)
+    sampling: SamplingConfig = SamplingConfig()
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    components: list[ComponentConfig] = Field(default_factory=list)
+
+
+class SFTConfig(RunConfig):
+    """Supervised fine-tuning on the task's solutions, loss on the completion only."""
+
+    kind: Literal["sft"] = "sft"
+    steps: int = Field(default=400, ge=1)
+    batch_size: int = Field(default=128, ge=1, description="examples per optimiser step")
+    packing: bool = Field(default=True, description="fill rows with several examples, attention kept apart")
+    micro_batch_tokens: int = Field(default=16384, ge=1)
+    max_new_tokens: int = Field(default=64, ge=1, description="for the evaluation by verifier")
+    optimiser: OptimiserConfig = OptimiserConfig(lr=2e-3, warmup=20)
+
+
+AnyConfig = Annotated[RLConfig | SFTConfig, Field(discriminator="kind")]
+KINDS: dict[str, type[RLConfig] | type[SFTConfig]] = {"rl": RLConfig, "sft": SFTConfig}
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> RLConfig | SFTConfig:
+    """Reads a recipe and applies `key.sub=value` overrides. Raises ConfigError naming file, line and field."""
+    recipe = read(path)
+    for override in overrides:
+        recipe.override(override)
+    kind = recipe.data.get("kind")
+    if kind is None:
+        raise ConfigError(f"{path}: 'kind' is missing; write kind: {' or kind: '.join(KINDS)}")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ConfigError(f"{recipe.place(('kind',))}: {choice(repr('kind'), kind, list(KINDS))}")
+    return recipe.validate(KINDS[kind])
+
+
+def dump(config: RLConfig | SFTConfig) -> str:
+    """The config as YAML, defaults written out; `load` of it gives an equal config."""
+    data = config.model_dump(mode="json")
+    return yaml.dump({"kind": data.pop("kind"), **data}, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)

@@ -1,0 +1,427 @@
+"""Policy: a causal LM with its tokenizer, and the log-probs, entropies and hidden states of its tokens."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+from tacit.config import LoraConfig, ModelConfig
+from tacit.core import tiny
+from tacit.core.logprobs import logits_logprobs, token_logprobs
+from tacit.core.rollouts import Prompt, Ragged, token_index
+from tacit.core.runtime import sharded_like, whole
+
+logger = logging.getLogger("tacit")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+@dataclass(slots=True)
+class TokenStats:
+    """What one forward pass tells about each completion token, flat over the rows: log-prob (T,), entropy (T,), hidden (T, D)."""
+
+    logp: Tensor
+    entropy: Tensor | None = None
+    hidden: Tensor | None = None
+
+
+class Policy:
+    """Any causal LM that `transformers` loads, and its tokenizer.
+
+    Raises ValueError when the model has no end-of-sequence token: nothing could ever end a completion; or when `chat` finds no template.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        chat: bool = False,
+        system: str | None = None,
+        device: str | torch.device = "cpu",
+        bf16: bool = False,
+    ):
+        if chat and tokenizer.chat_template is None:
+            raise ValueError("model.chat is on, but this tokenizer has no chat template; set model.chat: false, or take a checkpoint tuned for chat")
+        self.device = torch.device(device)
+        self.model = model.to(self.device)  # pyright: ignore[reportArgumentType]
+        self.tokenizer = tokenizer
+        self.chat, self.system, self.bf16 = chat, system, bf16
+        self.version = 0  # optimiser steps seen
+        self.stop_ids = _stop_ids(model, tokenizer)
+        text_config, pad = model.config.get_text_config(), tokenizer.pad_token_id
+        self.pad_id = pad if pad is not None and pad < text_config.vocab_size else min(self.stop_ids)  # never attended to, any embedded id will do
+        self.context = int(getattr(text_config, "max_position_embeddings", None) or 2**31)
+        self.scorer = TokenScorer(self.base_model)  # the module that data-parallel wrappers take as their root
+        self._reference: TokenScorer | None = None
+
+    @property
+    def base_model(self) -> PreTrainedModel:
+        """The causal LM itself; adapters live inside it."""
+        return self.model.get_base_model() if self.has_adapter else self.model  # pyright: ignore[reportCallIssue, reportReturnType]
+
+    @property
+    def has_adapter(self) -> bool:
+        return hasattr(self.model, "peft_config") and hasattr(self.model, "get_base_model")
+
+    def trainable(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+
+    # --- text and tokens ---
+
+    def encode_prompt(self, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt, chat template applied when the policy has `chat`. Raises ValueError when nothing remains to condition on."""
+        if self.chat:
+            turns = [{"role": "system", "content": self.system}] if self.system else []
+            turns.append({"role": "user", "content": prompt.text})
+            ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
+        else:
+            tiny.check_characters(self.tokenizer, prompt.text)
+            ids = self.tokenizer(prompt.text, add_special_tokens=True)["input_ids"]
+            if ids and ids[-1] in self.stop_ids:  # tokenizers that close every text
+                ids = ids[:-1]
+        if not ids:
+            raise ValueError(f"prompt {prompt.id!r} is empty after tokenisation: a completion needs at least one token to follow")
+        return list(ids)  # pyright: ignore[reportArgumentType]
+
+    def encode_completion(self, text: str) -> list[int]:
+        """Token ids of a reference completion with its end-of-sequence token, for supervised training."""
+        tiny.check_characters(self.tokenizer, text)
+        end = self.tokenizer.eos_token_id if self.tokenizer.eos_token_id is not None else min(self.stop_ids)
+        return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], end]  # pyright: ignore[reportReturnType]
+
+    def decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True)  # pyright: ignore[reportReturnType]
+
+    # --- one forward pass ---
+
+    def score(self, prompts: Ragged, completions: Ragged, **wanted: Any) -> TokenStats:
+        """One forward pass over these rows, differentiable. `wanted`: temperature=1.0, entropy=False, hidden=False, packed=False.
+
+        In training mode, which gradient checkpointing asks for, unless gradients are off; see `disable_dropout`.
+        """
+        self.model.train(torch.is_grad_enabled())
+        with self.autocast():
+            return self.scorer(prompts, completions, self.pad_id, **wanted)
+
+    @torch.no_grad()
+    def token_stats(
+        self, prompts: Ragged, completions: Ragged, *, micro_batch_tokens: int = 16384, reference: bool = False, **wanted: Any
+    ) -> TokenStats:
+        """The same for any number of rows, in micro-batches, without gradient or dropout, on the CPU; under the reference policy when asked."""
+        parts: dict[str, list[Tensor]] = {"logp": [], "entropy": [], "hidden": []}
+        order = micro_batches(prompts.lengths + completions.lengths, micro_batch_tokens)
+        with evaluating(self.model), self.reference() if reference else nullcontext(self.scorer) as scorer, self.autocast():
+            for index in order:
+                stats = scorer(prompts.select(index), completions.select(index), self.pad_id, **wanted)
+                for name, tensors in parts.items():
+                    if (value := getattr(stats, name)) is not None:
+                        tensors.append(value.cpu())
+        at = torch.cat([token_index(completions.offsets, index) for index in order]) if order else torch.empty(0, dtype=torch.int64)
+        return TokenStats(**{name: _scatter(tensors, at) for name, tensors in parts.items() if tensors or name == "logp"})
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    @contextmanager
+    def reference(self) -> Iterator[TokenScorer]:
+        """The policy as it was when `keep_reference` was called; with LoRA, the model without its adapter."""
+        if self._reference is not None:
+            yield self._reference
+        elif self.has_adapter:
+            with self.model.disable_adapter():  # pyright: ignore[reportCallIssue]
+                yield self.scorer
+        else:
+            raise RuntimeError("call keep_reference() before the first update")
+
+    def keep_reference(self) -> None:
+        """Freezes a copy of the weights as the reference; an adapter needs none."""
+        if not self.has_adapter and self._reference is None:
+            self._reference = TokenScorer(copy.deepcopy(self.base_model).requires_grad_(False).eval())
+
+    def disable_dropout(self) -> None:
+        """Policy gradients compare the same network before and after; dropout would add noise to every ratio."""
+        for module in self.model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            for name, value in vars(module).items():
+                if "dropout" in name and isinstance(value, float):
+                    setattr(module, name, 0.0)
+
+    # --- saving ---
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What training changes: the adapter under LoRA, otherwise all weights, tied ones once."""
+        trained = {name for name, p in self.model.named_parameters() if p.requires_grad}  # named_parameters lists a tied weight once
+        return whole({k: v.detach() for k, v in self.model.state_dict().items() if k in trained})
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes `state_dict` back. Raises ValueError when names or shapes are not those of this model."""
+        live = dict(self.trainable())
+        expected, found = ({name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (live, state))
+        if odd := sorted(name for name in expected | found if expected.get(name) != found.get(name)):
+            raise ValueError(f"these weights belong to another model: {len(odd)} names or shapes differ, {odd[0]!r} among them")
+        self.model.load_state_dict({name: sharded_like(tensor, live[name]) for name, tensor in state.items()}, strict=False)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes an ordinary `transformers` folder, adapters merged; with LoRA the adapter alone goes to FOLDER/adapter as well."""
+        model = self.model
+        if self.has_adapter:
+            model.save_pretrained(Path(folder) / "adapter")
+            model = copy.deepcopy(self.model).merge_and_unload()  # pyright: ignore[reportCallIssue]
+        model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+class TokenScorer(nn.Module):
+    """Log-probs of completion tokens under a causal LM, the head applied only where a completion token is predicted.
+
+    Rows are padded on the right and attention is causal, so padding is never seen and no attention mask is needed. `packed` puts several
+    examples into one row, told apart by positions that start again; a model that does not keep them apart falls back to a row each.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__()
+        self.model = model
+        self._plain_head: bool | None = None  # is the head one matrix product? found out at the first call
+        self._keeps_apart: bool | None = None  # does it know packed rows? likewise
+
+    def forward(
+        self,
+        prompts: Ragged,
+        completions: Ragged,
+        pad_id: int,
+        *,
+        temperature: float = 1.0,
+        entropy: bool = False,
+        hidden: bool = False,
+        packed: bool = False,
+    ) -> TokenStats:
+        packed = packed and self._can_pack(pad_id)
+        layout = _lay_out(prompts, completions, pad_id, int((prompts.lengths + completions.lengths).max()) if packed else None)
+        return self._stats(layout, completions.values, temperature, entropy, hidden)
+
+    def _stats(self, layout: Layout, targets: Tensor, temperature: float = 1.0, entropy: bool = False, hidden: bool = False) -> TokenStats:
+        device = next(self.model.parameters()).device
+        inputs = {name: tensor.to(device) for name, tensor in layout.inputs.items()}
+        if self._plain_head is None:
+            self._plain_head = self._head_is_plain(inputs["input_ids"][:1, :8])
+        at, targets = (layout.rows.to(device), layout.columns.to(device)), targets.to(device)
+        if self._plain_head:
+            states = self._backbone(**inputs)[at]
+            head: nn.Linear = self.model.get_output_embeddings()  # pyright: ignore[reportAssignmentType]
+            logp, ent = token_logprobs(states, head.weight, targets, bias=head.bias, temperature=temperature, entropy=entropy)
+        else:
+            out = self.model(**inputs, use_cache=False, output_hidden_states=hidden)
+            states = out.hidden_states[-1][at] if hidden else None
+            logp, ent = logits_logprobs(out.logits[at], targets, temperature=temperature, entropy=entropy)
+        return TokenStats(logp, ent, states if hidden else None)
+
+    def _backbone(self, **inputs: Tensor) -> Tensor:
+        return self.model.base_model(**inputs, use_cache=False).last_hidden_state
+
+    @torch.no_grad()
+    def _can_pack(self, pad_id: int) -> bool:
+        """Whether examples that share a row get the states they get in rows of their own; tried once, two examples in each of two rows."""
+        if self._keeps_apart is None:
+            self._keeps_apart = "position_ids" in inspect.signature(self.model.forward).parameters and self._tells_apart(pad_id)
+            if not self._keeps_apart:
+                logger.info("%s mixes the examples of a packed row: each gets a row of its own", type(self.model).__name__)
+        return self._keeps_apart
+
+    def _tells_apart(self, pad_id: int) -> bool:
+        size = self.model.config.get_text_config().vocab_size
+        prompts = Ragged(torch.arange(10) % size, torch.tensor([0, 4, 8, 9, 10]))  # the long ones first, so that the short ones follow them
+        completions = Ragged(torch.arange(10, 14) % size, torch.arange(5))
+        with evaluating(self.model):
+            alone, together = (self._stats(_lay_out(prompts, completions, pad_id, w), completions.values, hidden=True).hidden for w in (None, 7))
+        assert alone is not None and together is not None
+        device = alone.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.model.dtype
+        return _agree(alone, together, 0.1 if dtype in (torch.bfloat16, torch.float16) else 1e-4)
+
+    @torch.no_grad()
+    def _head_is_plain(self, ids: Tensor) -> bool:
+        """Whether logits are exactly head(backbone), even of states so large that soft-capping shows: not so with logit scaling or a wrapped head."""
+        head = self.model.get_output_embeddings()
+        if type(head) is nn.Linear and self.model.base_model is not self.model:
+            with evaluating(self.model):
+                states = self._backbone(input_ids=ids)
+                products = {size: nn.functional.linear(states * size, head.weight, head.bias) for size in (1.0, 1e4)}
+                if all(_agree(self._enlarged_logits(head, ids, size), product, 1e-2) for size, product in products.items()):
+                    return True
+        logger.info("%s does more than a matrix product in its head: log-probs are taken from its full logits", type(self.model).__name__)
+        return False
+
+    def _enlarged_logits(self, head: nn.Linear, ids: Tensor, size: float) -> Tensor:
+        """What the model makes of its head's input when that is `size` times as large."""
+        with head.register_forward_pre_hook(lambda _, inputs: (inputs[0] * size,)):
+            return self.model(input_ids=ids, use_cache=False).logits
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode; the modules that were in training mode return to it."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _agree(a: Tensor, b: Tensor, tolerance: float) -> bool:
+    return bool((a - b).float().norm() <= tolerance * a.float().norm())
+
+
+def micro_batches(lengths: Tensor, budget: int) -> list[Tensor]:
+    """Cuts rows (B,) into micro-batches of at most `budget` padded tokens, longest first so that neighbours are of like length.
+
+    A row longer than the budget is a micro-batch of its own.
+    """
+    order = torch.argsort(lengths, descending=True, stable=True)
+    parts, start = [], 0
+    widths = lengths[order].tolist()
+    while start < len(order):
+        size = max(1, budget // max(1, widths[start]))
+        parts.append(order[start : start + size])
+        start += size
+    return parts
+
+
+def load_policy(
+    config: ModelConfig,
+    *,
+    alphabet: str = "",
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    bf16: bool = False,
+    folder: str | Path | None = None,
+) -> Policy:
+    """The policy of a recipe: from `folder` when given, else from config.path, else built from scratch over `alphabet`.
+
+    Raises ValueError with one sentence when no model can be loaded.
+    """
+    dtype = DTYPES[config.dtype]
+    source = folder or config.path
+    if source is not None:
+        try:
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=config.attention)
+            tokenizer = load_tokenizer(source)
+        except Exception as error:
+            absent = "" if Path(source).exists() else "there is no such folder, and the hub gave none: "
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"no causal LM could be loaded from {str(source)!r}: {absent}{reason}") from error
+    elif config.tiny is not None:
+        tokenizer = tiny.char_tokenizer(alphabet)
+        model = tiny.tiny_model(config.tiny, tokenizer, seed=seed, dtype=dtype)
+        model.set_attn_implementation(config.attention)
+    else:
+        raise ValueError("name the policy: model.path, model.tiny or init")
+    if config.lora is not None:
+        model = add_lora(model, config.lora)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return Policy(model, tokenizer, chat=config.chat, system=config.system, device=device, bf16=bf16)
+
+
+def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a folder or hub id.
+
+    A generic one is whole in its tokenizer.json, and read from there: AutoTokenizer would replace it by the class that belongs to the model's
+    type (for qwen2 a byte-pair one over the same vocabulary, which loses spaces).
+    """
+    if get_tokenizer_config(source).get("tokenizer_class") == PreTrainedTokenizerFast.__name__:
+        return PreTrainedTokenizerFast.from_pretrained(source)
+    return AutoTokenizer.from_pretrained(source)
+
+
+def add_lora(model: PreTrainedModel, config: LoraConfig) -> PreTrainedModel:
+    """The model with a peft LoRA adapter; only the adapter trains."""
+    from peft import LoraConfig as PeftLora  # takes seconds to import, and most runs do without
+    from peft import get_peft_model
+
+    settings = PeftLora(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=config.target, task_type="CAUSAL_LM")  # pyright: ignore[reportArgumentType]
+    return get_peft_model(model, settings)  # pyright: ignore[reportReturnType]
+
+
+@dataclass(slots=True)
+class Layout:
+    """Model inputs (R, L), and for each completion token the (row, column) whose state predicts it, (T,) each."""
+
+    inputs: dict[str, Tensor]
+    rows: Tensor
+    columns: Tensor
+
+
+def _lay_out(prompts: Ragged, completions: Ragged, pad_id: int, width: int | None) -> Layout:
+    """Each example in a row of its own from column 0, or several to a row of `width` columns."""
+    before, after = prompts.lengths, completions.lengths
+    assert (before > 0).all(), "the first token of a completion is predicted from the prompt, which must not be empty"
+    row, start = _bins(before + after, width) if width else (torch.arange(len(before)), torch.zeros_like(before))
+    shape = int(row.max()) + 1, int((start + before + after).max())
+    ids, positions = torch.full(shape, pad_id), torch.zeros(shape, dtype=torch.int64)
+    example, inside = _places(before)
+    ids[row[example], start[example] + inside] = prompts.values
+    positions[row[example], start[example] + inside] = inside
+    example, inside = _places(after)
+    rows, inside = row[example], inside + before[example]
+    columns = start[example] + inside
+    ids[rows, columns] = completions.values
+    positions[rows, columns] = inside
+    shared = shape[0] < len(before)  # positions tell examples apart, and cost a mask: only where rows are shared
+    return Layout({"input_ids": ids} | ({"position_ids": positions} if shared else {}), rows, columns - 1)
+
+
+def _bins(lengths: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """(row, first column) of each example when rows of `width` are filled, longest first, each into the first row with room."""
+    used: list[int] = []
+    row, start = torch.empty_like(lengths), torch.empty_like(lengths)
+    for example in torch.argsort(lengths, descending=True, stable=True).tolist():
+        length = int(lengths[example])
+        place = next((i for i, n in enumerate(used) if n + length <= width), len(used))
+        if place == len(used):
+            used.append(0)
+        row[example], start[example] = place, used[place]
+        used[place] += length
+    return row, start
+
+
+def _places(lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """(row, position inside the row) of every token of ragged rows."""
+    rows = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    starts = lengths.cumsum(0) - lengths
+    return rows, torch.arange(len(rows)) - starts[rows]
+
+
+def _scatter(parts: list[Tensor], at: Tensor) -> Tensor:
+    """Micro-batch results back in the order of the rows."""
+    if not parts:
+        return torch.empty(0)
+    flat = torch.cat(parts)
+    out = torch.empty_like(flat)
+    out[at] = flat
+    return out
+
+
+def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    found = getattr(model.generation_config, "eos_token_id", None)
+    ids = {*found} if isinstance(found, list) else {found}
+    ids = (ids | {tokenizer.eos_token_id}) - {None}
+    if not ids:
+        raise ValueError(
+            "the tokenizer has no EOS token and the model's generation config names none, so no completion could end; "
+            "set tokenizer.eos_token (for example tokenizer.eos_token = '</s>') or generation_config.eos_token_id and save the folder again"
+        )
+    return frozenset(int(i) for i in ids)

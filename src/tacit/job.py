@@ -1,0 +1,362 @@
+"""A job from recipe to result: build the parts, evaluate, train with checkpoints, evaluate again, write down what came of it."""
+
+from __future__ import annotations
+
+import platform
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import transformers
+
+from tacit import __version__
+from tacit.config import RLConfig, SFTConfig
+from tacit.core.fit import Fit
+from tacit.core.imports import load_object
+from tacit.core.policy import Policy, load_policy
+from tacit.core.progress import Reporter, SilentReporter
+from tacit.core.rollouts import RolloutBatch
+from tacit.core.rundir import RunDirectory
+from tacit.core.runtime import Runtime
+from tacit.generation.sampler import Sampler
+from tacit.generation.transformers_decoder import TransformersDecoder
+from tacit.rewards.base import RewardFunction, load_reward
+from tacit.rewards.evaluation import Evaluation, compare, evaluate
+from tacit.rl.agent import Agent
+from tacit.rl.component import Component
+from tacit.rl.health import alarms
+from tacit.rl.trainer import Trainer
+from tacit.sft.examples import CompletionLoss
+from tacit.tasks.base import Task, resolve_task
+
+ONE_THREAD = 5_000_000  # parameters up to which a single CPU thread is the fastest: the products are too small to share
+SAMPLES_LOGGED = 16  # rollouts of a step that go to samples.jsonl
+PROBE_SEED = 2**31  # held-out completions are drawn apart from training ones, and with the same numbers before and after
+
+
+class Learner(Protocol):
+    """What a job trains."""
+
+    @property
+    def index(self) -> int: ...
+
+    def step(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """One step: metrics, and samples to log."""
+        ...
+
+    def sync(self) -> None:
+        """What draws completions catches up with what is trained."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclass
+class Outcome:
+    """How a run ended: the content of result.json, and where it lies. A dry run has no folder."""
+
+    result: dict[str, Any]
+    folder: Path | None
+
+
+def run(config: RLConfig | SFTConfig, *, resume: bool = False, dry_run: bool = False, reporter: Reporter | None = None) -> Outcome:
+    """Trains what the recipe says. Ctrl-C finishes the step, saves, and raises KeyboardInterrupt; `resume` continues bit for bit on the CPU.
+
+    `dry_run` builds everything, takes one small step and writes nothing. Mistakes in the recipe raise ValueError in one sentence.
+    """
+    transformers.utils.logging.disable_progress_bar()
+    reporter = reporter or SilentReporter()
+    started = time.monotonic()
+    runtime = Runtime(**config.runtime.model_dump(), seed=config.seed, folder=config.output)
+    try:
+        if dry_run:
+            return _dry_run(config, runtime, reporter)
+        with RunDirectory(config.output, resume=resume, keep=config.checkpoint.keep) if runtime.is_main else _nobody() as folder:
+            return _run(config, Parts(config, runtime), folder, reporter, started)
+    finally:
+        runtime.close()
+
+
+class Parts:
+    """The live parts of a job, made from its recipe."""
+
+    def __init__(self, config: RLConfig | SFTConfig, runtime: Runtime):
+        self.runtime = runtime
+        self.task: Task = resolve_task(config.task)
+        self.reward: RewardFunction = load_reward(config.reward, self.task)
+        self.prompts = self.task.heldout(config.evaluation.prompts)
+        self.policy = self._policy(config)
+        size = sum(p.numel() for p in self.policy.model.parameters())
+        if config.runtime.threads is None and runtime.device.type == "cpu" and size <= ONE_THREAD:
+            torch.set_num_threads(1)
+        self.mirror = self.policy
+        if runtime.sharded:
+            self.mirror = self._policy(config)
+        runtime.distribute(self.policy.scorer)
+        self.learner: Learner = RLLearner(config, self) if isinstance(config, RLConfig) else SFTLearner(config, self)
+        limit = config.sampling.max_new_tokens if isinstance(config, RLConfig) else config.max_new_tokens
+        stop = config.sampling.stop if isinstance(config, RLConfig) else []
+        self.sampler = Sampler(TransformersDecoder(self.mirror), self.mirror, max_new_tokens=limit, top_p=config.evaluation.top_p, stop=stop)
+
+    def _policy(self, config: RLConfig | SFTConfig) -> Policy:
+        folder = None
+        if config.init is not None:
+            folder = Path(config.init) / "policy"
+            if not folder.is_dir():
+                raise ValueError(f"init: {config.init} holds no finished run (there is no {folder}); train it first, or finish it with --resume")
+        bf16 = config.runtime.precision == "bf16"
+        return load_policy(config.model, alphabet=self.task.alphabet, seed=config.seed, device=self.runtime.device, bf16=bf16, folder=folder)
+
+    def evaluate(self, config: RLConfig | SFTConfig) -> Evaluation:
+        """Held-out completions of the present policy, judged by the reward."""
+        self.learner.sync()
+        settings = config.evaluation
+        return evaluate(self.sampler, self.prompts, self.reward, samples=settings.samples, temperature=settings.temperature, seed=PROBE_SEED)
+
+
+class RLLearner:
+    """A Trainer with one agent."""
+
+    def __init__(self, config: RLConfig, parts: Parts):
+        components = [make_component(c.name, c.options) for c in config.components]
+        self.agent = Agent(
+            parts.policy,
+            algorithm=config.algorithm,
+            optimiser=config.optimiser,
+            sampling=config.sampling,
+            components=components,
+            steps=config.steps,
+            mirror=parts.mirror,
+        )
+        self.trainer = Trainer([self.agent], parts.task, parts.reward, seed=config.seed, runtime=parts.runtime)
+
+    @property
+    def index(self) -> int:
+        return self.trainer.index
+
+    def step(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        step = self.trainer.step()
+        assert step.pool is not None
+        return step.metrics, samples_to_log(step.pool)
+
+    def sync(self) -> None:
+        self.agent.sync()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.trainer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.trainer.load_state_dict(state)
+
+
+class SFTLearner:
+    """`core.fit` on a task's own solutions."""
+
+    def __init__(self, config: SFTConfig, parts: Parts):
+        self.policy, self.mirror, self.prompts = parts.policy, parts.mirror, parts.prompts
+        options = {"batch_size": config.batch_size, "seed": config.seed, "packing": config.packing}
+        self.job = CompletionLoss(parts.policy, parts.task, micro_batch_tokens=config.micro_batch_tokens, **options)
+        self.fit = Fit(self.job, config.optimiser, steps=config.steps, runtime=parts.runtime)
+
+    @property
+    def index(self) -> int:
+        return self.fit.index
+
+    def step(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        metrics = self.fit.step()
+        self.policy.version += 1
+        return metrics, []
+
+    def sync(self) -> None:
+        if self.mirror is not self.policy:
+            self.mirror.load_state_dict(self.policy.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"policy": self.policy.state_dict(), "fit": self.fit.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.policy.load_state_dict(state["policy"])
+        self.fit.load_state_dict(state["fit"])
+
+
+def _run(config: RLConfig | SFTConfig, parts: Parts, folder: RunDirectory | None, reporter: Reporter, started: float) -> Outcome:
+    runtime, learner = parts.runtime, parts.learner
+    if folder is not None:
+        folder.write_config(config.model_dump(mode="json"))
+    runtime.log_config(config.model_dump(mode="json"))
+    saved = runtime.broadcast_object(folder.restore() if folder is not None else None)
+
+    if saved is not None:
+        learner.load_state_dict(saved.state["learner"])
+        before, seconds = Evaluation.from_state_dict(saved.state["before"]), saved.state["seconds"]
+        reporter.message(f"resumed after step {learner.index} of {config.steps}")
+    else:
+        reporter.phase("evaluation before training", None)
+        before, seconds = parts.evaluate(config), 0.0
+        _log(runtime, folder, 0, before.metrics())
+        reporter.message(f"held-out {before}")
+
+    def save() -> None:
+        state = {"learner": learner.state_dict(), "before": before.state_dict(), "seconds": seconds + time.monotonic() - started}
+        if folder is not None:
+            folder.checkpoints.save(learner.index, state)
+
+    if saved is None:
+        save()
+    reporter.phase("training", config.steps)
+    told: set[str] = set()
+    with stop_after_step(reporter) as stop:
+        while learner.index < config.steps:
+            metrics, samples = learner.step()
+            done = learner.index
+            if config.evaluation.every and done % config.evaluation.every == 0 and done < config.steps:
+                metrics |= parts.evaluate(config).metrics()
+            _log(runtime, folder, done, metrics, samples)
+            reporter.step(done - 1, metrics)
+            for name, sentence in alarms(metrics).items():
+                if name not in told:  # once a run: the report shows how it went on
+                    reporter.warning(f"step {done}: {sentence}")
+                    told.add(name)
+            asked = runtime.all_reduce_max(stop.is_set())
+            if asked or done % config.checkpoint.every == 0 or done == config.steps:
+                save()
+            if asked:
+                raise KeyboardInterrupt
+    reporter.phase("evaluation after training", None)
+    after = parts.evaluate(config)
+    _log(runtime, folder, config.steps, after.metrics())
+
+    result = {
+        "kind": config.kind,
+        "task": config.task.name,
+        "metric": "pass@1",
+        "before": before.interval()._asdict(),
+        "after": after.interval()._asdict(),
+        "gain": compare(before, after)._asdict(),
+        "baselines": parts.task.baselines(),
+        "prompts": len(parts.prompts),
+        "samples": config.evaluation.samples,
+        "temperature": config.evaluation.temperature,
+        "unscored": after.unscored,
+        "examples": after.examples(),
+        "seconds": seconds + time.monotonic() - started,
+        "environment": environment(runtime),
+    }
+    policy = parts.policy
+    if runtime.sharded:
+        learner.sync()
+        policy = parts.mirror
+    if folder is None:
+        return Outcome(result, None)
+    policy.save(folder.path / "policy")
+    folder.write_json("result.json", result)
+    return Outcome(result, folder.path)
+
+
+def _dry_run(config: RLConfig | SFTConfig, runtime: Runtime, reporter: Reporter) -> Outcome:
+    """One step of the smallest size: everything is built and run once, nothing is written."""
+    small: dict[str, Any] = {"evaluation": config.evaluation.model_copy(update={"prompts": 2})}
+    if isinstance(config, RLConfig):
+        limits = {"prompts": 2, "group_size": 2, "max_new_tokens": min(8, config.sampling.max_new_tokens)}
+        small["sampling"] = config.sampling.model_copy(update=limits)
+    else:
+        small |= {"batch_size": 2, "max_new_tokens": min(8, config.max_new_tokens)}
+    config = config.model_copy(update=small)
+    parts = Parts(config, runtime)
+    count = sum(p.numel() for p in parts.policy.model.parameters())
+    trained = sum(p.numel() for _, p in parts.policy.trainable())
+    reporter.message(f"policy: {type(parts.policy.base_model).__name__}, {count:,} parameters, {trained:,} trained, on {runtime.device}")
+    metrics, _ = parts.learner.step()
+    reporter.message(f"one small step took {metrics['time/step']:.2f} s; nothing was written")
+    return Outcome({"parameters": count, "trained": trained, "metrics": metrics}, None)
+
+
+def make_component(name: str, options: dict[str, Any]) -> Component:
+    """The component that a recipe names as package.module:Class or file.py:Class."""
+    made = load_object(name, "component")
+    try:
+        component = made(**options)
+    except TypeError as error:
+        raise ValueError(f"component {name!r} does not take these options: {error}") from error
+    if not isinstance(component, Component):
+        raise ValueError(f"component {name!r} is a {type(component).__name__}; it must derive from tacit.rl.component.Component")
+    return component
+
+
+def samples_to_log(pool: RolloutBatch) -> list[dict[str, Any]]:
+    """The first rollouts of a step, as lines for samples.jsonl."""
+    lines = []
+    for row in range(min(SAMPLES_LOGGED, len(pool))):
+        prompt, scored = pool.prompts[row], bool(pool.scored[row])
+        parts = {name.removeprefix("reward/"): float(column[row]) for name, column in pool.rows.items() if name.startswith("reward/")}
+        lines.append(
+            {
+                "group": int(pool.group[row]),
+                "prompt": prompt.text,
+                "completion": pool.texts[row],
+                "answer": prompt.answer,
+                "reward": float(pool.reward[row]) if scored else None,
+                "parts": parts,
+                "advantage": float(pool.advantage[row]) if scored else None,
+                "failure": pool.failures[row],
+                "finished": bool(pool.finished[row]),
+            }
+        )
+    return lines
+
+
+def environment(runtime: Runtime) -> dict[str, Any]:
+    """What a number depends on beside the recipe."""
+    return {
+        "tacit": __version__,
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("torch", "transformers", "numpy")},
+        "device": torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "processes": runtime.world_size,
+        "precision": runtime.precision,
+    }
+
+
+def _log(runtime: Runtime, folder: RunDirectory | None, step: int, metrics: dict[str, float], samples: list[dict[str, Any]] | None = None) -> None:
+    runtime.log(metrics, step)
+    if folder is not None:
+        folder.metrics.append(step, metrics)
+        for sample in samples or ():
+            folder.samples.append(step, sample)
+
+
+@contextmanager
+def stop_after_step(reporter: Reporter) -> Iterator[threading.Event]:
+    """The first Ctrl-C or SIGTERM sets the event, so that the step can end and be saved; the second interrupts at once."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        reporter.message("stopping after this step, which will be saved; Ctrl-C again stops at once")
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _nobody() -> Iterator[None]:
+    """The run folder of every rank but the first."""
+    yield None

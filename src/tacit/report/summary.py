@@ -1,0 +1,157 @@
+"""The top of the page: what the runs are and what came of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from tacit.core.progress import duration
+from tacit.report import health
+from tacit.report.html import ABSENT, table, text
+from tacit.report.runs import Run, finite
+from tacit.report.verdict import Estimate, baselines, estimate, is_fraction, shower, signed, verdict
+
+MOST_EXAMPLES = 12
+
+
+def header(runs: Sequence[Run]) -> str:
+    if len(runs) > 1:
+        title, facts = f"{len(runs)} runs", [run.name for run in runs]
+    else:
+        [run] = runs
+        seed = run.setting("seed")
+        title, facts = run.name, [kind(run), task(run), model(run), "" if seed is None else f"seed {seed}"]
+    return f"<h1>{escape(title)}</h1><p class='about'>{escape(' · '.join(filter(None, facts)))}</p>"
+
+
+def kind(run: Run) -> str:
+    return {"rl": "reinforcement learning", "sft": "supervised fine-tuning"}.get(str(run.setting("kind")), "")
+
+
+def task(run: Run) -> str:
+    return str(run.setting("task", "name") or (run.result or {}).get("task") or "")
+
+
+def model(run: Run) -> str:
+    path, tiny, init = run.setting("model", "path"), run.setting("model", "tiny"), run.setting("init")
+    if init:
+        return f"starting from {init}"
+    if isinstance(tiny, dict):
+        size = [f"{tiny[key]} {unit}" for key, unit in (("layers", "layers"), ("hidden", "wide")) if key in tiny]
+        return " ".join(["tiny", str(tiny.get("family", "")), *([f"({', '.join(size)})"] if size else [])])
+    return str(path or "")
+
+
+def result(runs: Sequence[Run]) -> str:
+    """What could not be read, then the verdict on one run or the comparison of several."""
+    notes = [f"{run.name}: {note}" if len(runs) > 1 else note for run in runs for note in run.notes]
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    top = f"<ul class='notes' aria-label='What could not be read'>{items}</ul>" if items else ""
+    if len(runs) > 1:
+        return top + comparison(runs) + intervals(runs)
+    return top + verdict_card(runs[0]) + tiles(runs[0]) + examples(runs[0])
+
+
+def verdict_card(run: Run) -> str:
+    said = verdict(run)
+    word = {"good": "improved", "bad": "got worse", "open": "inconclusive", "none": ""}[said.tone]
+    pill = f"<span class='pill {said.tone}'>{word}</span>" if word else ""
+    words = f"{pill}<p class='headline'>{escape(said.headline)}</p><p class='sentence'>{escape(said.sentence)}</p>"
+    return f"<div class='card verdict {said.tone}'><div>{words}</div>{intervals([run])}</div>"
+
+
+def tiles(run: Run) -> str:
+    """The run in a row of numbers."""
+    found = health.findings(run)
+    troubled = sum(f.beyond > 0 for f in found)
+    planned, seconds = run.setting("steps"), seconds_of(run)
+    facts = {
+        "Steps": f"{len(run.steps):,}" + (f" <small>of {planned:,}</small>" if isinstance(planned, int) else ""),
+        "Last reward": number(run.last("reward/mean"), ".3f"),
+        "Last loss": number(run.last("loss/train"), ".4f"),
+        "Mean length": number(run.last("length/mean"), ".1f", "tokens"),
+        "Speed": number(run.last("throughput/tokens_per_second"), ",.0f", "tokens/s"),
+        "Time": "" if seconds is None else duration(seconds),
+        "Health": f"{troubled} <small>need{'s' * (troubled == 1)} attention</small>" if troubled else "in order" if found else "",
+    }
+    cards = [f"<div class='card'><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items() if value]
+    return f"<dl class='tiles'>{''.join(cards)}</dl>"
+
+
+def number(value: float | None, form: str, unit: str = "") -> str:
+    return "" if value is None else format(value, form) + (f" <small>{unit}</small>" if unit else "")
+
+
+def seconds_of(run: Run) -> float | None:
+    """Wall time of the run: as the result states it, else the sum of its steps."""
+    stated = finite((run.result or {}).get("seconds"))
+    if stated is not None:
+        return stated
+    steps = [value for value in run.metrics.get("time/step", []) if value is not None]
+    return sum(steps) if steps else None
+
+
+def intervals(runs: Sequence[Run]) -> str:
+    """Estimates with their intervals on one common axis: before, after, baselines."""
+    rows: dict[str, tuple[Estimate, str, str]] = {}  # label -> (estimate, its text, style)
+    for n, run in enumerate(runs):
+        show, place, style = shower(run), f"{run.name}, " if len(runs) > 1 else "", f"run{n % 8} " if len(runs) > 1 else ""
+        for name in ("before", "after"):
+            if (found := estimate(run, name)) is not None:
+                rows[place + name] = (found, show(found.mean), style + name)
+    for run in runs:
+        rows |= {f"{name} baseline": (Estimate(value), shower(run)(value), "baseline") for name, value in baselines(run).items()}
+    if not rows:
+        return ""
+    ends = [x for found, _, _ in rows.values() for x in (found.mean, *(found.interval or ()))]
+    low, high = min(0.0, *ends) if all(map(is_fraction, runs)) else min(ends), max(ends)
+    span = 1.04 * (high - low) or 1.0
+
+    def track(found: Estimate) -> str:
+        dot = f"<i class='dot' style='left:{100 * (found.mean - low) / span:.2f}%'></i>"
+        if found.interval is None:
+            return dot
+        left, right = (100 * (x - low) / span for x in found.interval)
+        return f"<i class='whisker' style='left:{left:.2f}%;width:{right - left:.2f}%'></i>{dot}"
+
+    items = [
+        f"<li class='{style}'><span>{escape(label)}</span><span class='track'>{track(found)}</span><b>{shown}</b></li>"
+        for label, (found, shown, style) in rows.items()
+    ]
+    return f"<ul class='intervals{' card' * (len(runs) > 1)}' aria-label='Estimates with 95% intervals'>{''.join(items)}</ul>"
+
+
+def comparison(runs: Sequence[Run]) -> str:
+    """A row for each run."""
+    rows = []
+    for n, run in enumerate(runs):
+        before, after, gain = (estimate(run, name) for name in ("before", "after", "gain"))
+        reward, seconds = run.last("reward/mean"), seconds_of(run)
+        cells = [
+            escape(task(run)),
+            f"{len(run.steps):,}",
+            shower(run)(before.mean) if before else "",
+            shower(run)(after.mean) if after else "",
+            gain_cell(run, gain) if gain else "",
+            "" if reward is None else f"{reward:.3f}",
+            "" if seconds is None else duration(seconds),
+        ]
+        name = f"<th scope='row'><i class='swatch run{n % 8}'></i>{escape(run.name)}</th>"
+        rows.append(f"<tr>{name}{''.join(f'<td>{cell or ABSENT}</td>' for cell in cells)}</tr>")
+    return table(["Run", "Task", "Steps", "Before", "After", "Gain", "Last reward", "Time"], rows)
+
+
+def gain_cell(run: Run, gain: Estimate) -> str:
+    span = " <small>{} to {}</small>".format(*(signed(run, x) for x in gain.interval)) if gain.interval else ""
+    return f"<span class='{verdict(run).tone}'>{signed(run, gain.mean, unit=True)}</span>{span}"
+
+
+def examples(run: Run) -> str:
+    """Examples of the result: objects of whatever fields, a column each."""
+    given = (run.result or {}).get("examples")
+    entries = [entry for entry in given if isinstance(entry, dict)] if isinstance(given, list) else []
+    if not entries:
+        return ""
+    columns = list(dict.fromkeys(name for entry in entries for name in entry))
+    rows = [f"<tr>{''.join(f'<td class=text>{text(entry.get(name))}</td>' for name in columns)}</tr>" for entry in entries[:MOST_EXAMPLES]]
+    return f"<h3>Examples</h3>{table(map(escape, columns), rows)}"

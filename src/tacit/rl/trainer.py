@@ -1,0 +1,179 @@
+"""Trainer: the RL loop. `Trainer.step` is the whole algorithm, one line a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from tacit.core.rollouts import Prompt, RolloutBatch
+from tacit.core.runtime import Runtime
+from tacit.rl.agent import Agent
+from tacit.rl.health import step_metrics
+from tacit.rl.step import Step
+from tacit.rl.update import run_update
+
+RESERVED = {"raw", "mean", "std", "overlong"}  # 'reward/...' names that no part of a reward may take
+
+
+class PromptStream(Protocol):
+    """An endless deterministic stream of prompts: its cursor is one integer."""
+
+    def prompt_at(self, ordinal: int, seed: int) -> Prompt: ...
+
+
+class ScoreLike(Protocol):
+    value: float | None
+    parts: Mapping[str, float]
+    failure: str
+
+
+class RewardFunction(Protocol):
+    def __call__(self, prompts: list[Prompt], completions: list[str], /) -> Sequence[ScoreLike]: ...
+
+
+class Trainer:
+    """Trains `agents` on prompts of `task` under `reward`. All agents see the same prompts and the same pool of rollouts.
+
+    With several processes every rank holds the same pool: sampling, annotation and the update are shared out, all decisions are
+    taken by every rank alike. One agent is the ordinary case.
+    """
+
+    def __init__(self, agents: Sequence[Agent], task: PromptStream, reward: RewardFunction, *, seed: int = 0, runtime: Runtime | None = None):
+        if not agents:
+            raise ValueError("a trainer needs at least one agent")
+        if [a.index for a in agents] != list(range(len(agents))):
+            raise ValueError(f"agents must be numbered 0..{len(agents) - 1} by their `index`, these are {[a.index for a in agents]}")
+        if len(asked := {a.sampling.prompts for a in agents}) > 1:
+            raise ValueError(f"all agents answer the same prompts, so sampling.prompts must be the same for each, not {sorted(asked)}")
+        self.agents, self.task, self.reward, self.seed = list(agents), task, reward, seed
+        self.runtime = runtime or Runtime()
+        self.prompts = agents[0].sampling.prompts
+        needs = frozenset[str]().union(*(agent.needs for agent in agents))
+        for agent in agents:
+            agent.require(needs)  # one pool has one set of columns
+        self.index = 0  # steps done
+        self.cursor = 0  # prompts taken from the stream
+
+    def step(self) -> Step:
+        """One RL step: sample → annotate → score → verify → credit → select → plan → update → observe."""
+        step = Step(self.index, self.seed)
+
+        while step.rounds == 0 or self.wants_more(step):  # once, unless a component's filter leaves groups missing
+            with step.timed("sample"):
+                fresh = self.sample(step)
+            with step.timed("annotate"):
+                fresh = self.annotate(fresh)
+            with step.timed("score"):
+                fresh, keep = self.score(step, fresh)
+            step.add(fresh, keep)
+        step.trim(self.prompts)
+
+        with step.timed("verify"):
+            for agent in self.agents:
+                for component in agent.components:
+                    component.verify(step, agent)
+        with step.timed("credit"):
+            pools = [agent.credit(step) for agent in self.agents]
+        with step.timed("select"):
+            batches = [agent.select(step, pool) for agent, pool in zip(self.agents, pools, strict=True)]
+        with step.timed("plan"):
+            plans = [agent.plan(step, batch) for agent, batch in zip(self.agents, batches, strict=True)]
+
+        with step.timed("update"):
+            for agent, updates in zip(self.agents, plans, strict=True):
+                for index, update in enumerate(updates):
+                    step.record(agent, update, run_update(agent, update, index, self.runtime, (self.seed, self.index, agent.index)))
+
+        with step.timed("observe"):
+            step.pool = pools[0]
+            for agent in self.agents:
+                for component in agent.components:
+                    component.observe(step, agent)
+        step.metrics |= step_metrics(step, self.agents)
+        self.index += 1
+        return step
+
+    def steps(self, count: int) -> Iterator[Step]:
+        """Runs `count` steps, handing each out when it is done."""
+        for _ in range(count):
+            yield self.step()
+
+    # --- the three stages that touch the model or the world; the others are the agent's and its components' ---
+
+    def wants_more(self, step: Step) -> bool:
+        rounds = max((c.rounds for a in self.agents for c in a.components), default=1)
+        return step.rounds < rounds and len(step.kept_groups) < self.prompts
+
+    def sample(self, step: Step) -> RolloutBatch:
+        """`prompts` new prompts, drawn by every agent; each rank draws its share."""
+        for agent in self.agents:
+            agent.sync()
+        groups = list(range(self.cursor, self.cursor + self.prompts))
+        self.cursor += self.prompts
+        mine = groups[self.runtime.rank :: self.runtime.world_size]
+        prompts = [self.task.prompt_at(ordinal, self.seed) for ordinal in mine]
+        return RolloutBatch.cat([agent.draw(step, prompts, mine) for agent in self.agents])
+
+    def annotate(self, batch: RolloutBatch) -> RolloutBatch:
+        """The columns that somebody declared, from each rollout's own agent."""
+        if not any(agent.needs for agent in self.agents):
+            return batch
+        return RolloutBatch.cat([agent.annotate(batch.select(batch.agent == agent.index)) for agent in self.agents])
+
+    def score(self, step: Step, batch: RolloutBatch) -> tuple[RolloutBatch, torch.Tensor]:
+        """Rewards, then one pool for all ranks, in the order of the groups. What could not be judged stays unscored: never 0."""
+        batch = with_scores(batch, self.reward(batch.prompts, batch.texts))
+        batch = self.gather(batch)
+        keep = torch.zeros(len(batch), dtype=torch.bool)
+        for agent in self.agents:
+            for component in agent.components:
+                batch = component.score(step, agent, batch)
+            keep |= agent.keep(step, batch) & (batch.agent == agent.index)
+        return batch, keep
+
+    def gather(self, batch: RolloutBatch) -> RolloutBatch:
+        if self.runtime.world_size > 1:
+            parts = self.runtime.gather_objects(batch.state_dict())
+            batch = RolloutBatch.cat([RolloutBatch.from_state_dict(part) for part in parts])
+        return batch.select(torch.argsort(batch.group, stable=True))
+
+    # --- resuming ---
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on: `load_state_dict` of it continues bit for bit on the CPU."""
+        return {
+            "index": self.index,
+            "cursor": self.cursor,
+            "agents": [agent.state_dict() for agent in self.agents],
+            "rng": self.runtime.rng_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.index, self.cursor = state["index"], state["cursor"]
+        for agent, saved in zip(self.agents, state["agents"], strict=True):
+            agent.load_state_dict(saved)
+        self.runtime.set_rng_state(state["rng"])
+
+
+def with_scores(batch: RolloutBatch, scores: Sequence[ScoreLike]) -> RolloutBatch:
+    """The batch with reward columns filled; a non-finite log-prob of the sampler makes a row unusable, hence unscored.
+
+    'reward/raw' keeps the verifier's word, whatever shaping follows. Raises ValueError when scores are missing, or a part has a name that is taken.
+    """
+    if len(scores) != len(batch):
+        raise ValueError(f"the reward function returned {len(scores)} scores for {len(batch)} completions; it must return one for each, in order")
+    broken = torch.zeros(len(batch), dtype=torch.bool)
+    broken[batch.row_of_token[~batch.behaviour_logp.isfinite()]] = True
+    values = torch.tensor([torch.nan if s.value is None else s.value for s in scores], dtype=torch.float64)
+    scored = values.isfinite() & ~broken
+    raw = values.masked_fill(~scored, torch.nan)
+    names = sorted({name for s in scores for name in s.parts})
+    if taken := RESERVED & set(names):
+        raise ValueError(f"the reward function calls one of its parts {min(taken)!r}, a name that metrics use already; rename it")
+    parts = {f"reward/{name}": torch.tensor([s.parts.get(name, torch.nan) for s in scores], dtype=torch.float64) for name in names}
+    batch = batch.with_columns(**{"reward": raw.nan_to_num(0.0), "scored": scored, "reward/raw": raw, **parts})
+    reasons = ["the sampler gave a non-finite log-prob" if b else s.failure for s, b in zip(scores, broken.tolist(), strict=True)]
+    batch.failures = ["" if ok else reason or "not scored" for ok, reason in zip(scored.tolist(), reasons, strict=True)]
+    return batch

@@ -1,0 +1,82 @@
+"""SFT: a policy learns reference completions, with the loss on the completion only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from tacit.core.policy import Policy, micro_batches
+from tacit.core.rollouts import Prompt, Ragged
+
+
+class SolvedTask(Protocol):
+    """A task that knows right completions."""
+
+    def prompt_at(self, ordinal: int, seed: int) -> Prompt: ...
+    def solve(self, prompt: Prompt) -> str | None: ...
+
+
+@dataclass(slots=True)
+class Examples:
+    """Prompts and the completions to learn, tokenised, row by row."""
+
+    prompts: Ragged
+    completions: Ragged
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def select(self, index: Tensor) -> Examples:
+        return Examples(self.prompts.select(index), self.completions.select(index))
+
+
+class CompletionLoss:
+    """A `core.fit` job: mean negative log-likelihood per completion token, its end-of-sequence token included, of a task's own solutions.
+
+    Raises ValueError when the task has no solution for a prompt, or an example does not fit the model's context.
+    """
+
+    def __init__(self, policy: Policy, task: SolvedTask, *, batch_size: int, seed: int = 0, micro_batch_tokens: int = 16384, packing: bool = True):
+        self.policy, self.task = policy, task
+        self.batch_size, self.seed, self.micro_batch_tokens, self.packing = batch_size, seed, micro_batch_tokens, packing
+
+    def module(self) -> nn.Module:
+        return self.policy.model
+
+    def batch_at(self, step: int) -> list[Examples]:
+        ordinals = range(step * self.batch_size, (step + 1) * self.batch_size)
+        batch = self.encode([self.task.prompt_at(ordinal, self.seed) for ordinal in ordinals])
+        lengths = batch.prompts.lengths + batch.completions.lengths
+        return [batch.select(index) for index in micro_batches(lengths, self.micro_batch_tokens)]
+
+    def weight(self, micro: Examples) -> float:
+        return float(len(micro.completions.values))
+
+    def loss(self, micro: Examples) -> tuple[Tensor, dict[str, Tensor | float]]:
+        return -self.policy.score(micro.prompts, micro.completions, packed=self.packing).logp.sum(), {}
+
+    def encode(self, prompts: Sequence[Prompt]) -> Examples:
+        """Tokenised prompts with their solutions."""
+        before, after = [], []
+        for prompt in prompts:
+            if (solution := self.task.solve(prompt)) is None:
+                raise ValueError(f"the task knows no solution for prompt {prompt.id!r}, so there is nothing to imitate")
+            before.append(self.policy.encode_prompt(prompt))
+            after.append(self.policy.encode_completion(solution))
+            if len(before[-1]) + len(after[-1]) > self.policy.context:
+                raise ValueError(
+                    f"prompt {prompt.id!r} with its solution has {len(before[-1]) + len(after[-1])} tokens, the model's context holds "
+                    f"{self.policy.context}: leave such examples out, or use a model with a longer context"
+                )
+        return Examples(Ragged.from_lists(before), Ragged.from_lists(after))
+
+    @torch.no_grad()
+    def heldout_loss(self, prompts: Sequence[Prompt]) -> float:
+        """The same mean over given prompts."""
+        examples = self.encode(prompts)
+        stats = self.policy.token_stats(examples.prompts, examples.completions, micro_batch_tokens=self.micro_batch_tokens)
+        return -float(stats.logp.double().mean())

@@ -1,0 +1,243 @@
+"""The page: parsed here, and drawn by a real browser where there is one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tacit.report import ReportError, verdicts, write_report
+from tacit.report.html import fill, in_script
+
+pytest.importorskip("plotly", reason="the page needs plotly: pip install 'tacit[report]'")
+
+Make = Callable[..., Path]
+VOID = {"meta", "link", "input", "br", "img", "hr"}
+EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"> & \u2028 ]]> <!--"
+
+
+class Page(HTMLParser):
+    """Checks that elements nest, and keeps ids, the texts inside each id, links, and scripts."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.open: list[tuple[str, str]] = []
+        self.texts: dict[str, str] = {}
+        self.tags: list[str] = []
+        self.outside: list[str] = []
+        self.scripts: list[str] = []
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        assert self.open == [], f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.tags.append(tag)
+        self.outside += [value for name, value in attrs if name in ("src", "href") and value and not value.startswith("#")]
+        if "id" in found:
+            assert found["id"] not in self.texts, f"the id {found['id']} is there twice"
+            self.texts[str(found["id"])] = ""
+        if tag == "script":
+            self.scripts.append("")
+        if tag not in VOID:
+            self.open.append((tag, str(found.get("id") or "")))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop()[0] == tag
+
+    def handle_data(self, data: str) -> None:
+        for _, name in self.open:
+            if name:
+                self.texts[name] += data
+        if self.open and self.open[-1][0] == "script":
+            self.scripts[-1] += data
+
+    @property
+    def data(self) -> Any:
+        return json.loads(self.texts["data"])
+
+    def words(self, name: str) -> str:
+        return " ".join(self.texts[name].split())
+
+
+def page(folders: list[Path], tmp_path: Path) -> Page:
+    return Page(write_report(folders, tmp_path / "page.html"))
+
+
+def test_one_run_in_full(rl_run: Path, tmp_path: Path) -> None:
+    made = page([rl_run], tmp_path)
+    assert {"result", "curves", "time", "health", "samples", "setup", "browser"} <= set(made.texts)
+    assert made.outside == []
+    for words in ("improved", "+32.6 points", "rose from 44.6% to 77.2%", "lookup baseline", "90417=", "1 needs attention"):
+        assert words in made.words("result")
+    for title in ("Reward and accuracy", "Completion length", "Entropy", "Divergence from the reference", "Gradient norm", "|Δ log-prob|"):
+        assert title in made.words("curves")
+    assert "Beyond at 5 of 200 steps, last at step 160." in made.words("health")
+    assert "320 samples. A reward above 0.5 counts as right." in made.words("samples")
+    assert "hidden: 64" in made.words("setup")
+    assert "versions.torch" in made.words("setup")
+    assert [run["name"] for run in made.data["runs"]] == ["sorting-grpo"]
+    assert len(made.data["runs"][0]["samples"]) == 320
+    assert set(made.data["charts"]) == {name.removeprefix("chart-") for name in made.texts if name.startswith("chart-main")}
+
+
+def test_several_runs_are_compared(make_run: Make, reports: Any, tmp_path: Path) -> None:
+    a = make_run("a", metrics=reports.rl_metrics(60), samples=reports.rl_samples(60), result=reports.rl_result())
+    b = make_run("b", metrics=reports.rl_metrics(40, seed=2), result=reports.rl_result(0.446, 0.43), lr=1e-3)
+    made = page([a, b], tmp_path)
+    for words in ("+32.6 points", "−1.6 points", "a, before", "b, after", "lookup baseline"):
+        assert words in made.words("result")
+    assert "optimiser.lr 0.0002 0.001" in made.words("setup")
+    assert "a, recipe" in made.words("setup")
+    assert made.data["time"]["horizontal"]
+    keys = {line["key"] for line in made.data["charts"]["main-0"]["lines"]}
+    assert keys == {"a", "b"}
+
+
+def test_runs_with_the_same_settings_say_so(make_run: Make, tmp_path: Path) -> None:
+    config = "kind: rl\nseed: 0\n"
+    assert "The settings are equal." in page([make_run("a", config=config), make_run("b", config=config)], tmp_path).words("setup")
+
+
+def test_supervised_fine_tuning(make_run: Make, reports: Any, tmp_path: Path) -> None:
+    config = reports.CONFIG.format(kind="sft", output="o", steps=100, lr=2e-3)
+    made = page([make_run("warm", config=config, metrics=reports.sft_metrics(100), result={"metric": "pass@1", "after": 0.45})], tmp_path)
+    assert "45.0%" in made.words("result")
+    assert "Last loss" in made.words("result")
+    assert [chart["title"] for chart in made.data["charts"].values()] == ["Loss", "Gradient norm", "Learning rate"]
+    assert "No metric with a threshold was recorded." in made.words("health")
+
+
+@pytest.mark.parametrize("missing", ["config", "metrics", "samples", "all but the result"])
+def test_what_is_missing_is_shown_as_absent(make_run: Make, reports: Any, tmp_path: Path, missing: str) -> None:
+    files = {"config": "", "metrics": reports.rl_metrics(5), "samples": reports.rl_samples(5), "result": reports.rl_result()}
+    files |= {"config": None, "metrics": None, "samples": None} if missing == "all but the result" else {missing: None}
+    made = page([make_run(**files)], tmp_path)
+    said = {
+        "config": ("setup", "config.yaml is missing."),
+        "metrics": ("curves", "No metrics were recorded: metrics.jsonl is missing or empty."),
+        "samples": ("samples", "No samples were recorded: samples.jsonl is missing or empty."),
+        "all but the result": ("time", "No stage times were recorded."),
+    }[missing]
+    assert said[1] in made.words(said[0])
+    assert "+32.6 points" in made.words("result")
+
+
+def test_a_run_without_a_step(make_run: Make, tmp_path: Path) -> None:
+    made = page([make_run(metrics=[], samples=[])], tmp_path)
+    assert "No verdict yet" in made.words("result")
+    assert "0 of 200" in made.words("result")
+    assert made.data["time"] is None
+    assert "browser" not in made.texts
+
+
+def test_gaps_nan_and_odd_results_do_no_harm(make_run: Make, tmp_path: Path) -> None:
+    folder = make_run(
+        metrics=[{"step": 0, "reward/mean": float("nan")}, {"step": 1, "reward/mean": 0.5, "x/y": None}, {"step": 2}],
+        samples=[{"step": 0, "group": float("nan"), "prompt": "lone \ud800 surrogate", "reward": float("inf")}],
+        result={"gain": "big", "examples": 3, "environment": [], "baselines": None, "seconds": "long", "metric": 7, "after": None},
+    )
+    made = page([folder], tmp_path)
+    [chart] = made.data["charts"].values()
+    assert chart["lines"][0]["y"] == [None, 0.5, None]
+    assert "No verdict yet" in made.words("result")
+
+
+def test_texts_of_a_run_cannot_become_markup(make_run: Make, reports: Any, tmp_path: Path) -> None:
+    folder = make_run(
+        "evil",
+        config=f"kind: rl\noutput: {json.dumps(EVIL)}\ntask: {{name: {json.dumps(EVIL)}}}\nmodel: {{path: {json.dumps(EVIL)}}}\n",
+        metrics=[{"step": 0, EVIL: 1.0, "reward/mean": 0.1, f"time/{EVIL}": 1.0}],
+        samples=[{"step": 0, "prompt": EVIL, "completion": EVIL, "failure": EVIL, "role": EVIL, "reward": None, "parts": {EVIL: 1.0}}],
+        result=reports.rl_result() | {"metric": EVIL, "baselines": {EVIL: 0.1}, "examples": [{EVIL: EVIL}], "environment": {EVIL: EVIL}},
+    )
+    plain = page([make_run("plain", result=reports.rl_result(), metrics=[{"step": 0, "a/b": 1.0}], samples=reports.rl_samples(5))], tmp_path)
+    made = page([folder], tmp_path)
+    assert made.tags.count("script") == plain.tags.count("script") == 3
+    assert made.tags.count("img") == 0
+    assert made.data["runs"][0]["samples"][0]["prompt"] == EVIL
+    both = page([folder, make_run("other")], tmp_path)
+    assert both.tags.count("script") == 3
+
+
+def test_many_samples_are_capped_and_it_says_so(make_run: Make, tmp_path: Path) -> None:
+    samples = [{"step": step, "group": step, "prompt": "p", "completion": "c", "reward": 1.0} for step in range(100) for _ in range(10)]
+    made = page([make_run(samples=samples)], tmp_path)
+    assert "400 samples of 1,000 recorded; 600 were left out, whole groups evenly over the run." in made.words("samples")
+    assert len(made.data["runs"][0]["samples"]) == 400
+
+
+def test_a_long_run_stays_small(make_run: Make, reports: Any, tmp_path: Path) -> None:
+    made = write_report([make_run(metrics=reports.rl_metrics(5000))], tmp_path / "page.html")
+    empty = write_report([make_run("empty")], tmp_path / "empty.html")
+    assert made.stat().st_size - empty.stat().st_size < 600_000
+
+
+def test_notes_tell_what_could_not_be_read(make_run: Make, tmp_path: Path) -> None:
+    folder = make_run(metrics=[{"step": 0, "reward/mean": 0.1}])
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"step": 1, "rew')
+    assert "metrics.jsonl: line 2 is not a whole JSON object" in page([folder], tmp_path).words("result")
+    assert "run: metrics.jsonl: line 2" in page([folder, make_run("other")], tmp_path).words("result")
+
+
+def test_verdicts_are_lines(rl_run: Path) -> None:
+    [line] = verdicts([rl_run])
+    assert line.startswith("sorting-grpo: +32.6 points. Held-out sampled pass@1 rose from 44.6% to 77.2%;")
+
+
+def test_without_plotly_it_says_how_to_install_it(rl_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    with pytest.raises(ReportError, match=r"a report needs plotly, which is not installed; install it with: pip install 'tacit\[report\]'"):
+        write_report([rl_run], tmp_path / "page.html")
+
+
+def test_filling_in_looks_at_nothing_twice() -> None:
+    assert fill("{{a}}-{{b}}", a="{{b}}", b=r"\1 {{a}}") == r"{{b}}-\1 {{a}}"
+
+
+def test_json_in_a_script_comes_back_as_it_was() -> None:
+    text = in_script({"x": EVIL})
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == {"x": EVIL}
+
+
+CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_browser_draws_every_chart_and_lists_the_samples(make_run: Make, reports: Any, tmp_path: Path, number: int) -> None:
+    runs = [
+        make_run(name, metrics=reports.rl_metrics(60, seed), samples=[*reports.rl_samples(60), reports.sample(0, 9, 0) | {"prompt": EVIL}])
+        for seed, name in enumerate("ab"[:number])
+    ]
+    path = write_report(runs, tmp_path / "page.html")
+    dom, log = browse(path, tmp_path)
+    assert 'data-ready="yes"' in dom
+    assert "CONSOLE" not in log
+    drawn = len(re.findall(r'<div class="chart js-plotly-plot"', dom))
+    assert drawn == len(Page(path).data["charts"]) + 1
+    assert len(re.findall(r'<details class="sample">', dom)) == 25
+    assert "owned" not in dom.split("</title>")[0]
+
+
+def browse(path: Path, folder: Path) -> tuple[str, str]:
+    """The document after its scripts have run, and the browser's log."""
+    assert CHROMIUM is not None
+    quiet = ("gpu", "background-networking", "component-update", "sync")
+    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
+    command += [f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr", "--virtual-time-budget=8000", "--dump-dom", path.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {"HOME": str(folder)})
+    return done.stdout, done.stderr

@@ -1,0 +1,109 @@
+"""Small float64 policies, a task of three letters and hand-made batches, as functions that tests ask for by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+
+from tacit.config import AlgorithmConfig, LoraConfig, OptimiserConfig, SamplingConfig, TinyConfig
+from tacit.core.policy import Policy, add_lora
+from tacit.core.rollouts import Prompt, Ragged, RolloutBatch
+from tacit.core.tiny import char_tokenizer, tiny_model
+from tacit.rl.agent import Agent
+from tacit.rl.trainer import Trainer
+
+TINY = TinyConfig(hidden=16, layers=1, heads=2, mlp=32, context=32)
+
+
+@dataclass
+class Score:
+    value: float | None
+    parts: Mapping[str, float] = field(default_factory=dict)
+    failure: str = ""
+
+
+class Letters:
+    """Prompt "a:", "b:" or "c:", in turn; the answer is the letter itself."""
+
+    def prompt_at(self, ordinal: int, seed: int) -> Prompt:
+        letter = "abc"[(ordinal + seed) % 3]
+        return Prompt(f"letter-{ordinal}", letter + ":", answer=letter)
+
+
+def first_letter(prompts: list[Prompt], completions: list[str]) -> list[Score]:
+    """1 where the completion begins with the answer, else 0."""
+    return [Score(float(text.startswith(prompt.answer))) for prompt, text in zip(prompts, completions, strict=True)]
+
+
+def policy_of(seed: int = 0, *, lora: bool = False, dtype: torch.dtype = torch.float64, config: TinyConfig = TINY) -> Policy:
+    tokenizer = char_tokenizer("abc:")
+    model = tiny_model(config, tokenizer, seed=seed, dtype=dtype)
+    if lora:
+        torch.manual_seed(seed)
+        model = add_lora(model, LoraConfig(rank=2, alpha=8))
+    return Policy(model, tokenizer)
+
+
+def agent_of(
+    policy: Policy | None = None,
+    *,
+    algorithm: dict[str, Any] | None = None,
+    sampling: dict[str, Any] | None = None,
+    optimiser: dict[str, Any] | None = None,
+    **more: Any,
+) -> Agent:
+    """4 prompts × 4 completions of at most 3 tokens, unless told otherwise."""
+    return Agent(
+        policy or policy_of(),
+        algorithm=AlgorithmConfig(**(algorithm or {})),
+        sampling=SamplingConfig(**{"prompts": 4, "group_size": 4, "max_new_tokens": 3, **(sampling or {})}),
+        optimiser=OptimiserConfig(**{"lr": 1e-2, **(optimiser or {})}),
+        **more,
+    )
+
+
+def trainer_of(agents: Agent | Sequence[Agent] | None = None, *, task: Any = None, reward: Any = first_letter, seed: int = 0) -> Trainer:
+    agents = agents or agent_of()
+    return Trainer([agents] if isinstance(agents, Agent) else agents, task or Letters(), reward, seed=seed)
+
+
+def batch_of(
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]], *, tokens: dict[str, Any] | None = None, texts: Sequence[str] | None = None, **columns: Any
+) -> RolloutBatch:
+    """A batch of (prompt ids, completion ids); `columns` are row columns, `tokens` token columns, as lists."""
+    completions = Ragged.from_lists([completion for _, completion in rows])
+    total = len(completions.values)
+    given = {name: torch.as_tensor(value) for name, value in {"behaviour_logp": [-1.0] * total, **(tokens or {})}.items()}
+    filled = {name: torch.as_tensor(value) for name, value in {"group": [0] * len(rows), "scored": [True] * len(rows), **columns}.items()}
+    reward = filled.get("reward", torch.zeros(len(rows))).double()
+    filled.setdefault("reward/raw", reward.masked_fill(~filled["scored"], torch.nan))
+    prompts = [Prompt(str(i), "a:", answer="a") for i in range(len(rows))]
+    prompt_tokens = Ragged.from_lists([prompt for prompt, _ in rows])
+    return RolloutBatch(prompts, prompt_tokens, completions.offsets, texts=texts, rows=filled, tokens={"token": completions.values, **given})
+
+
+def weights_of(policy: Policy) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in policy.trainable()}
+
+
+@dataclass(frozen=True)
+class Lab:
+    """What the tests of this room are made with."""
+
+    policy: Callable[..., Policy] = policy_of
+    agent: Callable[..., Agent] = agent_of
+    trainer: Callable[..., Trainer] = trainer_of
+    batch: Callable[..., RolloutBatch] = batch_of
+    weights: Callable[[Policy], dict[str, torch.Tensor]] = weights_of
+    score: type[Score] = Score
+    first_letter: Callable[..., list[Score]] = first_letter
+    letters: type[Letters] = Letters
+
+
+@pytest.fixture(scope="session")
+def lab() -> Lab:
+    return Lab()
