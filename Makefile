@@ -42,7 +42,7 @@ check: $(READY) ## format, lint, types, architecture, docs
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/basedpyright
-	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_docs.py
+	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_docs.py -k 'not examples' # those run in `make test`
 
 format: $(READY) ## put code in its format, and repair what ruff can
 	$(BIN)/ruff format

@@ -18,15 +18,15 @@ from typing import Any
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
-import torch  # noqa: E402 - the environment comes first
-import transformers  # noqa: E402
-from datasets import Dataset  # noqa: E402
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel  # noqa: E402
-from trl import GRPOConfig, GRPOTrainer  # noqa: E402
+import torch
+import transformers
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from trl import GRPOConfig, GRPOTrainer
 
-from tacit.config import TinyConfig  # noqa: E402
-from tacit.core.policy import Policy  # noqa: E402
-from tacit.core.tiny import char_tokenizer, tiny_model  # noqa: E402
+from tacit.config import TinyConfig
+from tacit.core.policy import Policy
+from tacit.core.tiny import char_tokenizer, tiny_model
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()

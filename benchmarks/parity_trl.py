@@ -21,10 +21,10 @@ from typing import Any
 from unittest import mock
 
 import torch
-from _common import load_tacit, only_json_on_stdout, saved_model, say, trl_trainer
 from torch import Tensor
 from trl.trainer.utils import split_tensor_dict
 
+from _common import load_tacit, only_json_on_stdout, saved_model, say, trl_trainer
 from tacit.config import AlgorithmConfig, SamplingConfig, TinyConfig
 from tacit.core.policy import Policy
 from tacit.core.rollouts import Prompt, Ragged, RolloutBatch
@@ -278,7 +278,10 @@ def compare(given: Given, case: Case) -> dict[str, Any]:
     agrees = found["rel"] <= BARS["rel"] and found["cosine"] > BARS["cosine"] and abs(found["norm_ratio"] - 1) <= BARS["norm_ratio"]
     active = a.clipped > 0 if case.off_policy else a.clipped == 0
     result = {"name": case.name, "loss_ours": a.loss, "loss_trl": b.loss, **found, "clipped": round(a.clipped, 3), "holds": agrees and active}
-    say(f"{'departs' if case.departs else 'holds' if result['holds'] else 'FAILS':8}{case.name:34}" + "  ".join(f"{k} {v:.9g}" for k, v in found.items()))
+    say(
+        f"{'departs' if case.departs else 'holds' if result['holds'] else 'FAILS':8}{case.name:34}"
+        + "  ".join(f"{k} {v:.9g}" for k, v in found.items())
+    )
     return result | ({"departs": case.departs} if case.departs else {})
 
 

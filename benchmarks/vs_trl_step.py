@@ -2,12 +2,13 @@
 
 Both start from the same weights and draw, score and train on the same prompts, with the same group size, temperature, length limit, reward,
 loss (DAPO's, token-mean), AdamW, precision and threads. TRL runs its own `train()`; a callback lets tacit take one step after each of TRL's,
-so that whatever else the machine does hits both. TRL is tuned first: no gradient checkpointing, nothing logged, fused AdamW, and rows per
-micro-batch as measured here. Before the race each case proves that the work is the same: as many parameters, and TRL's loss
-and gradient norm, on the rollouts of tacit's first step, equal to those that tacit reports.
+so that whatever else the machine does hits both. TRL is tuned first: no gradient checkpointing, nothing logged, fused AdamW, and as many
+micro-batches as it is fastest with, here and now. Before the race each case proves that the work is the same: as many parameters, and TRL's
+loss and gradient norm, on the rollouts of tacit's first step, equal to those that tacit reports.
 
 The model decides when completions end: one constant dimension of the embedding makes EOS impossible (fixed length), or so likely that the mean
-length is about 30 (variable). The learning rate is too small to change that. `python benchmarks/vs_trl_step.py [--quick]`
+length is about 30 (variable). The learning rate is too small to change that. `ratio` is TRL's time / ours over adjacent steps, `ratio_cpu`
+that of CPU time, which other jobs on the machine disturb less.
 """
 
 from __future__ import annotations
@@ -18,17 +19,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from _common import load_tacit, only_json_on_stdout, saved_model, say, trl_trainer
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 from trl import GRPOTrainer
 
+from _common import load_tacit, only_json_on_stdout, saved_model, say, trl_trainer
 from tacit.config import AlgorithmConfig, OptimiserConfig, SamplingConfig, TinyConfig
 from tacit.core.rollouts import Prompt
 from tacit.core.runtime import Runtime
@@ -103,21 +103,34 @@ def vowels(completion: str) -> float:
 # --- the two sides ---
 
 
+class Clock:
+    """Seconds and CPU seconds since it was made, as of `stop`."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter(), time.process_time()
+        self.seconds = self.cpu = 0.0
+
+    def stop(self) -> Clock:
+        self.seconds, self.cpu = time.perf_counter() - self.start[0], time.process_time() - self.start[1]
+        return self
+
+
 @dataclass
 class Times:
-    """Of each step that counts: seconds in all, seconds of generation and of the update, completion tokens."""
+    """Of each step that counts: seconds in all, of the CPU, of generation and of the update; completion tokens."""
 
     total: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
     generate: list[float] = field(default_factory=list)
     update: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
 
-    def add(self, total: float, generate: float, update: float, tokens: int) -> None:
-        for column, value in zip((self.total, self.generate, self.update, self.tokens), (total, generate, update, tokens), strict=True):
-            column.append(value)
+    def add(self, clock: Clock, generate: float, update: float, tokens: int) -> None:
+        for name, value in {"total": clock.seconds, "cpu": clock.cpu, "generate": generate, "update": update, "tokens": tokens}.items():
+            getattr(self, name).append(value)
 
     def summary(self, rows: int) -> dict[str, float]:
-        middle = {name: round(statistics.median(getattr(self, name)), 4) for name in ("total", "generate", "update")}
+        middle = {name: round(statistics.median(getattr(self, name)), 4) for name in ("total", "cpu", "generate", "update")}
         rate = round(sum(self.tokens) / sum(self.total))
         return {**middle, "useful_tokens_per_second": rate, "mean_length": round(statistics.mean(self.tokens) / rows, 1)}
 
@@ -125,7 +138,7 @@ class Times:
 def tacit_trainer(case: Case, folder: Path) -> Trainer:
     agent = Agent(
         load_tacit(folder, bf16=case.precision == "bf16"),
-        algorithm=AlgorithmConfig(advantage="grpo", clip_low=CLIP[0], clip_high=CLIP[1], aggregation="token-mean"),
+        algorithm=AlgorithmConfig(advantage="grpo", clip_low=CLIP[0], clip_high=CLIP[1], aggregation="token-mean", micro_batch_tokens=2048),
         optimiser=OptimiserConfig(lr=LEARNING_RATE, betas=BETAS),
         sampling=SamplingConfig(prompts=case.prompts, group_size=case.group_size, max_new_tokens=case.max_new_tokens),
     )
@@ -172,17 +185,18 @@ class TimedTRL:
 
         setattr(self.trainer, method, timed)
 
-    def train(self, after_step: Callable[[float], None]) -> None:
-        """Calls `after_step` with the seconds of each step; what that takes is not TRL's."""
+    def train(self, after_step: Callable[[Clock], None]) -> None:
+        """Calls `after_step` with the time of each step; what it takes itself is not TRL's."""
 
         class Turn(TrainerCallback):
-            start = time.perf_counter()
+            clock = Clock()
 
             def on_step_end(self, *_: Any, **__: Any) -> None:
-                after_step(time.perf_counter() - self.start)
-                self.start = time.perf_counter()
+                after_step(self.clock.stop())
+                self.clock = Clock()
 
         self.trainer.add_callback(Turn())
+        self.trainer.remove_callback(PrinterCallback)
         self.trainer.train()
 
     @property
@@ -202,19 +216,20 @@ def race(case: Case, folder: Path, threads: int, pairs: int, micro_batches: int)
         trl = TimedTRL(case, folder, Path(output), 1 + pairs, micro_batches=micro_batches, precision=case.precision)
         proof = same_work(trl.trainer, tacit, tacit.step(), exact=case.precision == "fp32")
 
-        def turn(seconds: float) -> None:
+        def turn(clock: Clock) -> None:
             assert torch.get_num_threads() == threads
-            start = time.perf_counter()
+            our_clock = Clock()
             step = tacit.step()
-            total = time.perf_counter() - start
+            our_clock.stop()
             if trl.trainer.state.global_step > 1:  # the first of either warms up
-                theirs.add(seconds, trl.generate, seconds - trl.before, trl.tokens)
-                ours.add(total, step.times["sample"], step.times["update"], int(step.drawn.lengths.sum()))
+                theirs.add(clock, trl.generate, clock.seconds - trl.before, trl.tokens)
+                ours.add(our_clock, step.times["sample"], step.times["update"], int(step.drawn.lengths.sum()))
 
         trl.train(turn)
     ratios = [t / o for t, o in zip(theirs.total, ours.total, strict=True)]
     spread = {"min": min(ratios), "median": statistics.median(ratios), "max": max(ratios)}
     result = {"case": f"{case.name}, {threads} thread{'s' * (threads > 1)}", "pairs": pairs, "ratio": {k: round(v, 2) for k, v in spread.items()}}
+    result["ratio_cpu"] = round(statistics.median(t / o for t, o in zip(theirs.cpu, ours.cpu, strict=True)), 2)
     result |= {f"ratio_{part}": round(statistics.median(getattr(theirs, part)) / statistics.median(getattr(ours, part)), 2) for part in PARTS}
     result |= {"ours": ours.summary(case.rows), "trl": theirs.summary(case.rows), "trl_micro_batches": micro_batches, "same_work": proof}
     say(line(result))
@@ -230,7 +245,8 @@ def line(result: dict[str, Any]) -> str:
         return f"{name} {x['total'] * 1e3:5.0f} ms ({x['generate'] * 1e3:.0f} + {x['update'] * 1e3:.0f}), {x['useful_tokens_per_second']} tok/s"
 
     r = result["ratio"]
-    return f"{result['case']:38} {r['median']:.2f}x [{r['min']:.2f}, {r['max']:.2f}]  {side('ours')}  {side('trl')}  length {result['ours']['mean_length']}"
+    head = f"{result['case']:38} {r['median']:.2f}x [{r['min']:.2f}, {r['max']:.2f}], CPU {result['ratio_cpu']:.2f}x"
+    return f"{head}  {side('ours')}  {side('trl')}  length {result['ours']['mean_length']}"
 
 
 def same_work(trl: GRPOTrainer, tacit: Trainer, step: Step, *, exact: bool) -> dict[str, Any]:
@@ -274,7 +290,8 @@ def tune(case: Case, folder: Path) -> tuple[int, list[dict[str, Any]]]:
         for micro_batches in (1, 4):
             seconds: list[float] = []
             with tempfile.TemporaryDirectory() as output:
-                TimedTRL(case, folder, Path(output), 4, micro_batches=micro_batches, precision=precision).train(seconds.append)
+                trl = TimedTRL(case, folder, Path(output), 4, micro_batches=micro_batches, precision=precision)
+                trl.train(lambda clock: seconds.append(clock.seconds))  # noqa: B023 - called before the loop goes on
             tried.append({"micro_batches": micro_batches, "precision": precision, "seconds": round(min(seconds[1:]), 4)})
     best = min((t for t in tried if t["precision"] == case.precision), key=lambda t: t["seconds"])
     say(f"{case.name}: TRL is fastest with {best['micro_batches']} micro-batches; tried {tried}")
@@ -285,6 +302,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="under a minute: small model, few pairs, no tuning")
     parser.add_argument("--case", default="", help="only cases whose name contains this")
+    parser.add_argument("--threads", type=int, help="only with so many threads")
     options = parser.parse_args()
     chosen = [case for case in CASES if options.case in case.name and not (options.quick and case.model is LARGE)]
     with only_json_on_stdout() as result:
@@ -294,7 +312,11 @@ def main() -> int:
                 micro_batches = 1
                 if not options.quick:
                     micro_batches, tuning[case.name] = tune(case, folder)
-                found += [race(case, folder, threads, 3 if options.quick else case.pairs, micro_batches) for threads in case.threads]
+                found += [
+                    race(case, folder, threads, 3 if options.quick else case.pairs, micro_batches)
+                    for threads in case.threads
+                    if threads == (options.threads or threads)
+                ]
         result |= {"benchmark": "vs_trl_step", "quick": options.quick, "seed": SEED, "ratios": {f["case"]: f["ratio"]["median"] for f in found}}
         result |= {"holds": all(f["ratio"]["median"] >= 1 for f in found), "cases": found, "trl_tuning": tuning}
     return 0

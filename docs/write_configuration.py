@@ -38,7 +38,7 @@ def tables() -> Iterator[str]:
         ("`kind: rl`", RLConfig, common, set()),
         ("`kind: sft`", SFTConfig, common, {"optimiser"}),
     ]:
-        yield from (f"## {title}", "", first_line(model), "")
+        yield from heading(f"## {title}", model)
         yield from table(model, "", skip, told)
 
 
@@ -55,7 +55,7 @@ def table(model: type[BaseModel], prefix: str = "", skip: Set[str] = frozenset()
     for name, info in fields.items():
         if name not in plain and (below := inner(info)):
             items = "N." if get_origin(info.annotation) is list else ""
-            yield from (f"### `{prefix}{name}`", "", first_line(below), "")
+            yield from heading(f"### `{prefix}{name}`", below, off=info.default is None)
             yield from table(below, f"{prefix}{name}.{items}")
 
 
@@ -102,8 +102,10 @@ def default(info: FieldInfo) -> str:
     return f"`{json.dumps(found)}`"
 
 
-def first_line(model: type[BaseModel]) -> str:
-    return model.__doc__.splitlines()[0] if model.__doc__ else ""
+def heading(title: str, model: type[BaseModel], off: bool = False) -> Iterator[str]:
+    said = [model.__doc__.splitlines()[0]] if model.__doc__ else []
+    text = " ".join(said + ["None unless given."] * off)
+    yield from (title, "", text, "") if text else (title, "")
 
 
 if __name__ == "__main__":

@@ -67,8 +67,10 @@ def train(
             run(config, resume=resume, dry_run=dry_run, reporter=reporter)
         except KeyboardInterrupt:
             reporter.close()
-            again = shlex.join(["tacit", "train", str(recipe), *(overrides or []), *(["--resume"] if Path(config.output).exists() else [])])
-            print(f"Stopped. Continue with: {again}", file=sys.stderr)
+            if is_first_rank():
+                flags = ["--resume"] if Path(config.output).exists() else []
+                again = shlex.join(["tacit", "train", str(recipe), *(overrides or []), *flags])
+                print(f"Stopped. Continue with: {again}", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
         finally:
             reporter.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -203,7 +203,6 @@ class SFTConfig(RunConfig):
     optimiser: OptimiserConfig = OptimiserConfig(lr=2e-3, warmup=20)
 
 
-AnyConfig = Annotated[RLConfig | SFTConfig, Field(discriminator="kind")]
 KINDS: dict[str, type[RLConfig] | type[SFTConfig]] = {"rl": RLConfig, "sft": SFTConfig}
 
 
@@ -222,5 +221,5 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RLConfig | SFTConfi
 
 def dump(config: RLConfig | SFTConfig) -> str:
     """The config as YAML, defaults written out; `load` of it gives an equal config."""
-    data = config.model_dump(mode="json")
+    data = config.model_dump()
     return yaml.dump({"kind": data.pop("kind"), **data}, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)

@@ -50,6 +50,14 @@ for _class in (Loader, Dumper):
     _class.add_implicit_resolver(TAGS + "float", FLOAT, list("-+.0123456789"))
 
 
+def _text(dumper: Dumper, text: str) -> yaml.ScalarNode:
+    """Text with a rare line break in double quotes, where it is escaped: elsewhere PyYAML would turn it into a space."""
+    return dumper.represent_scalar(TAGS + "str", text, style='"' if set(text) & set("\x85\u2028\u2029") else None)
+
+
+Dumper.add_representer(str, _text)
+
+
 # --- reading ---
 
 

@@ -73,7 +73,8 @@ def rl_metrics(steps: int, seed: int = 0, lift: float = 0.35) -> list[dict[str, 
             "time/step": sum(times.values()),
         }
         if step % 20 == 0 or step == steps - 1:
-            record |= {"eval/pass@1": 0.44 + lift * (1 - math.exp(-3 * done)) + chance.gauss(0, 0.01)}
+            mean = 0.44 + lift * (1 - math.exp(-3 * done)) + chance.gauss(0, 0.01)
+            record |= {"eval/pass@1": mean, "eval/pass@1_low": mean - 0.03, "eval/pass@1_high": mean + 0.03, "eval/length": 8.0}
         records.append(record)
     return records
 
@@ -117,8 +118,8 @@ def rl_result(before: float = 0.446, after: float = 0.772) -> dict[str, Any]:
         "prompts": 512,
         "samples": 4,
         "examples": [
-            {"prompt": "5281=", "answer": "1258", "before": "1285", "after": "1258"},
-            {"prompt": "90417=", "answer": "01479", "before": "01479", "after": "01479"},
+            {"prompt": "5281=", "completion": "1258", "answer": "1258", "reward": 1.0, "parts": {"exact": 1.0}, "failure": "", "finished": True},
+            {"prompt": "90417=", "completion": "04179", "answer": "01479", "reward": 0.0, "parts": {"exact": 0.0}, "failure": "", "finished": True},
         ],
         "environment": ENVIRONMENT,
         "seconds": 134.2,

@@ -48,6 +48,17 @@ def test_an_evaluation_now_and_then_is_points_without_gaps() -> None:
     assert made.value == "0.400"
 
 
+def test_a_measured_point_carries_its_interval() -> None:
+    columns: dict[str, list[float | None]] = {
+        "eval__pass@1": [0.2, None, None, 0.4],
+        "eval__pass@1_low": [0.1, None, None, 0.3],
+        "eval__pass@1_high": [0.3, None, None, 0.5],
+    }
+    [line] = chart(plot("Reward and accuracy"), [run(**columns)], {}).lines
+    assert (line["x"], line["low"], line["high"]) == ([0, 3], [0.1, 0.3], [0.3, 0.5])
+    assert other_charts([run(**columns)]) == ([], 0)
+
+
 def test_a_noisy_line_is_drawn_faint_and_again_as_its_running_mean() -> None:
     column: list[float | None] = [float(n % 2) for n in range(40)]
     faint, strong = chart(plot("Reward and accuracy"), [run(steps=40, reward__mean=column)], {}).lines

@@ -15,18 +15,21 @@ from typing import Any
 
 import pytest
 
+import tacit.report.page
 from tacit.report import ReportError, verdicts, write_report
 from tacit.report.html import fill, in_script
+from tacit.report.page import plotly_source
 
 pytest.importorskip("plotly", reason="the page needs plotly: pip install 'tacit[report]'")
 
 Make = Callable[..., Path]
+INLINE = {"span", "b", "i", "small", "a"}
 VOID = {"meta", "link", "input", "br", "img", "hr"}
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"> & \u2028 ]]> <!--"
 
 
 class Page(HTMLParser):
-    """Checks that elements nest, and keeps ids, the texts inside each id, links, and scripts."""
+    """Checks that elements nest, and keeps tags, links, and the text inside each id."""
 
     def __init__(self, path: Path):
         super().__init__()
@@ -34,20 +37,18 @@ class Page(HTMLParser):
         self.texts: dict[str, str] = {}
         self.tags: list[str] = []
         self.outside: list[str] = []
-        self.scripts: list[str] = []
-        self.source = path.read_text(encoding="utf-8")
-        self.feed(self.source)
+        self.feed(path.read_text(encoding="utf-8"))
         assert self.open == [], f"never closed: {self.open}"
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         found = dict(attrs)
         self.tags.append(tag)
         self.outside += [value for name, value in attrs if name in ("src", "href") and value and not value.startswith("#")]
+        if tag not in INLINE:
+            self.handle_data(" ")
         if "id" in found:
             assert found["id"] not in self.texts, f"the id {found['id']} is there twice"
             self.texts[str(found["id"])] = ""
-        if tag == "script":
-            self.scripts.append("")
         if tag not in VOID:
             self.open.append((tag, str(found.get("id") or "")))
 
@@ -59,8 +60,6 @@ class Page(HTMLParser):
         for _, name in self.open:
             if name:
                 self.texts[name] += data
-        if self.open and self.open[-1][0] == "script":
-            self.scripts[-1] += data
 
     @property
     def data(self) -> Any:
@@ -68,6 +67,13 @@ class Page(HTMLParser):
 
     def words(self, name: str) -> str:
         return " ".join(self.texts[name].split())
+
+
+@pytest.fixture(autouse=True)
+def _short_plotly(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parsing megabytes of plotly.js shows nothing: only the browser gets it."""
+    if "slow" not in request.keywords:
+        monkeypatch.setattr(tacit.report.page, "plotly_source", lambda: "/* plotly.js */")
 
 
 def page(folders: list[Path], tmp_path: Path) -> Page:
@@ -78,16 +84,16 @@ def test_one_run_in_full(rl_run: Path, tmp_path: Path) -> None:
     made = page([rl_run], tmp_path)
     assert {"result", "curves", "time", "health", "samples", "setup", "browser"} <= set(made.texts)
     assert made.outside == []
-    for words in ("improved", "+32.6 points", "rose from 44.6% to 77.2%", "lookup baseline", "90417=", "1 needs attention"):
+    for words in ("improved", "+32.6 points", "rose from 44.6% to 77.2%", "lookup baseline", "200 of 200", "1 needs attention"):
         assert words in made.words("result")
     for title in ("Reward and accuracy", "Completion length", "Entropy", "Divergence from the reference", "Gradient norm", "|Δ log-prob|"):
         assert title in made.words("curves")
     assert "Beyond at 5 of 200 steps, last at step 160." in made.words("health")
-    assert "320 samples. A reward above 0.5 counts as right." in made.words("samples")
+    assert "322 samples. Right is what the verifier rewarded with more than 0.5." in made.words("samples")
     assert "hidden: 64" in made.words("setup")
     assert "versions.torch" in made.words("setup")
     assert [run["name"] for run in made.data["runs"]] == ["sorting-grpo"]
-    assert len(made.data["runs"][0]["samples"]) == 320
+    assert len(made.data["runs"][0]["samples"]) == 322
     assert set(made.data["charts"]) == {name.removeprefix("chart-") for name in made.texts if name.startswith("chart-main")}
 
 
@@ -120,7 +126,7 @@ def test_supervised_fine_tuning(make_run: Make, reports: Any, tmp_path: Path) ->
 
 @pytest.mark.parametrize("missing", ["config", "metrics", "samples", "all but the result"])
 def test_what_is_missing_is_shown_as_absent(make_run: Make, reports: Any, tmp_path: Path, missing: str) -> None:
-    files = {"config": "", "metrics": reports.rl_metrics(5), "samples": reports.rl_samples(5), "result": reports.rl_result()}
+    files = {"config": "", "metrics": reports.rl_metrics(5), "samples": reports.rl_samples(5), "result": reports.rl_result() | {"examples": []}}
     files |= {"config": None, "metrics": None, "samples": None} if missing == "all but the result" else {missing: None}
     made = page([make_run(**files)], tmp_path)
     said = {
@@ -141,6 +147,15 @@ def test_a_run_without_a_step(make_run: Make, tmp_path: Path) -> None:
     assert "browser" not in made.texts
 
 
+def test_held_out_completions_of_the_result_come_first_among_the_samples(make_run: Make, reports: Any, tmp_path: Path) -> None:
+    examples = [{"prompt": "21=", "completion": "12", "answer": "12", "reward": 1.0, "parts": {"exact": 1.0}}, "odd"]
+    made = page([make_run(samples=reports.rl_samples(10), result={"after": 0.5, "examples": examples}, metrics=[{"step": 7, "a": 1.0}])], tmp_path)
+    first, second = made.data["runs"][0]["samples"][:2]
+    assert (first["prompt"], first["role"], first["step"], first["verdict"]) == ("21=", "held out", 7, "right")
+    assert second["role"] == "train"
+    assert "17 samples." in made.words("samples")
+
+
 def test_gaps_nan_and_odd_results_do_no_harm(make_run: Make, tmp_path: Path) -> None:
     folder = make_run(
         metrics=[{"step": 0, "reward/mean": float("nan")}, {"step": 1, "reward/mean": 0.5, "x/y": None}, {"step": 2}],
@@ -159,13 +174,14 @@ def test_texts_of_a_run_cannot_become_markup(make_run: Make, reports: Any, tmp_p
         config=f"kind: rl\noutput: {json.dumps(EVIL)}\ntask: {{name: {json.dumps(EVIL)}}}\nmodel: {{path: {json.dumps(EVIL)}}}\n",
         metrics=[{"step": 0, EVIL: 1.0, "reward/mean": 0.1, f"time/{EVIL}": 1.0}],
         samples=[{"step": 0, "prompt": EVIL, "completion": EVIL, "failure": EVIL, "role": EVIL, "reward": None, "parts": {EVIL: 1.0}}],
-        result=reports.rl_result() | {"metric": EVIL, "baselines": {EVIL: 0.1}, "examples": [{EVIL: EVIL}], "environment": {EVIL: EVIL}},
+        result=reports.rl_result()
+        | {"metric": EVIL, "baselines": {EVIL: 0.1}, "examples": [{"completion": EVIL, EVIL: EVIL}], "environment": {EVIL: EVIL}},
     )
     plain = page([make_run("plain", result=reports.rl_result(), metrics=[{"step": 0, "a/b": 1.0}], samples=reports.rl_samples(5))], tmp_path)
     made = page([folder], tmp_path)
     assert made.tags.count("script") == plain.tags.count("script") == 3
     assert made.tags.count("img") == 0
-    assert made.data["runs"][0]["samples"][0]["prompt"] == EVIL
+    assert [sample["completion"] for sample in made.data["runs"][0]["samples"]] == [EVIL, EVIL]
     both = page([folder, make_run("other")], tmp_path)
     assert both.tags.count("script") == 3
 
@@ -173,7 +189,7 @@ def test_texts_of_a_run_cannot_become_markup(make_run: Make, reports: Any, tmp_p
 def test_many_samples_are_capped_and_it_says_so(make_run: Make, tmp_path: Path) -> None:
     samples = [{"step": step, "group": step, "prompt": "p", "completion": "c", "reward": 1.0} for step in range(100) for _ in range(10)]
     made = page([make_run(samples=samples)], tmp_path)
-    assert "400 samples of 1,000 recorded; 600 were left out, whole groups evenly over the run." in made.words("samples")
+    assert "400 samples of 1,000 recorded; 600 were left out, whole groups evenly over the run. Right is" in made.words("samples")
     assert len(made.data["runs"][0]["samples"]) == 400
 
 
@@ -196,10 +212,17 @@ def test_verdicts_are_lines(rl_run: Path) -> None:
     assert line.startswith("sorting-grpo: +32.6 points. Held-out sampled pass@1 rose from 44.6% to 77.2%;")
 
 
-def test_without_plotly_it_says_how_to_install_it(rl_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_plotly_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
     with pytest.raises(ReportError, match=r"a report needs plotly, which is not installed; install it with: pip install 'tacit\[report\]'"):
-        write_report([rl_run], tmp_path / "page.html")
+        plotly_source()
+
+
+def test_plotly_is_put_into_the_page(rl_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tacit.report.page, "plotly_source", plotly_source)
+    text = write_report([rl_run], tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "plotly.js v" in text
+    assert text.count("</script>") == 3
 
 
 def test_filling_in_looks_at_nothing_twice() -> None:

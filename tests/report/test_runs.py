@@ -112,9 +112,25 @@ def test_a_sample_is_right_wrong_or_unscored_and_odd_fields_do_no_harm(make_run:
     run = read_run(make_run(samples=records), "r")
     assert [sample["verdict"] for sample in run.samples] == ["right", "wrong", "unscored", "unscored"]
     first, second, third, _ = run.samples
-    assert (first["answer"], first["parts"], first["group"]) == ("42", {"exact": 1.0, "odd": None}, "1")
+    assert (first["answer"], first["parts"], first["group"], first["role"]) == ("42", {"exact": 1.0, "odd": None}, "1", "training")
     assert (second["prompt"], second["completion"], second["finished"], second["answer"]) == ("", '["a"]', False, None)
     assert (third["failure"], third["role"], third["advantage"]) == ("timed out", "greedy", None)
+
+
+def test_the_word_of_the_verifier_decides_not_the_shaped_reward(make_run: Make) -> None:
+    records = [
+        {"step": 0, "reward": 0.3, "parts": {"raw": 1.0}},
+        {"step": 0, "reward": 0.9, "parts": {"raw": 0.0}},
+        {"step": 0, "reward": None, "parts": {"raw": None}},
+    ]
+    assert [sample["verdict"] for sample in read_run(make_run(samples=records), "r").samples] == ["right", "wrong", "unscored"]
+
+
+def test_steps_that_only_evaluated_are_not_training_steps(make_run: Make) -> None:
+    run = read_run(
+        make_run(metrics=[{"step": 0, "eval/pass@1": 0.1}, {"step": 1, "reward/mean": 0.1}, {"step": 2, "reward/mean": 0.2, "eval/pass@1": 0.3}]), "r"
+    )
+    assert (len(run.steps), run.trained) == (3, 2)
 
 
 def test_long_texts_are_cut_in_the_middle_and_say_so(make_run: Make) -> None:

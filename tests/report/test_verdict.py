@@ -35,7 +35,7 @@ def test_the_interval_of_the_gain_decides(gain: Any, tone: str, headline: str, w
     said = verdict(run(metric="pass@1", before=span(0.4, 0.3, 0.5), after=span(0.5, 0.4, 0.6), gain=gain))
     assert (said.tone, said.headline) == (tone, headline)
     assert words in said.sentence
-    assert said.sentence.startswith("Pass@1 ")
+    assert said.sentence.startswith("Held-out pass@1 ")
 
 
 def test_counts_and_baselines_are_named() -> None:
@@ -48,7 +48,7 @@ def test_counts_and_baselines_are_named() -> None:
 
 def test_without_a_comparison_the_value_itself_is_told() -> None:
     said = verdict(run(metric="pass@1", after=span(0.446, 0.42, 0.48)))
-    assert said == ("none", "44.6%", "Pass@1 44.6%, with a 95% interval from 42.0% to 48.0%.")
+    assert said == ("none", "44.6%", "Held-out pass@1 44.6%, with a 95% interval from 42.0% to 48.0%.")
 
 
 def test_what_is_no_share_is_shown_as_it_is() -> None:

@@ -62,7 +62,7 @@ class _ChunkedHead(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         grad_logp, grad_entropy = gradients
         hidden, weight, bias, targets, log_normaliser, ent = ctx.saved_tensors
         grad_hidden, accurate = torch.empty_like(hidden), log_normaliser.dtype  # a sum over many chunks kept in bf16 would lose the late ones

@@ -68,7 +68,7 @@ class Policy:
     @property
     def base_model(self) -> PreTrainedModel:
         """The causal LM itself; adapters live inside it."""
-        return self.model.get_base_model() if self.has_adapter else self.model  # pyright: ignore[reportCallIssue, reportReturnType]
+        return self.model.get_base_model() if self.has_adapter else self.model  # pyright: ignore[reportCallIssue]
 
     @property
     def has_adapter(self) -> bool:
@@ -92,7 +92,7 @@ class Policy:
                 ids = ids[:-1]
         if not ids:
             raise ValueError(f"prompt {prompt.id!r} is empty after tokenisation: a completion needs at least one token to follow")
-        return list(ids)  # pyright: ignore[reportArgumentType]
+        return list(ids)  # pyright: ignore[reportReturnType]
 
     def encode_completion(self, text: str) -> list[int]:
         """Token ids of a reference completion with its end-of-sequence token, for supervised training."""
@@ -320,7 +320,7 @@ def load_policy(
             model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, attn_implementation=config.attention)
             tokenizer = load_tokenizer(source)
         except Exception as error:
-            absent = "" if Path(source).exists() else "there is no such folder, and the hub gave none: "
+            absent = "" if Path(source).is_dir() else "there is no such folder, and the hub gave none: "
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(f"no causal LM could be loaded from {str(source)!r}: {absent}{reason}") from error
     elif config.tiny is not None:
@@ -340,11 +340,14 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a folder or hub id.
 
     A generic one is whole in its tokenizer.json, and read from there: AutoTokenizer would replace it by the class that belongs to the model's
-    type (for qwen2 a byte-pair one over the same vocabulary, which loses spaces).
+    type (for qwen2 a byte-pair one over the same vocabulary, which loses spaces). Raises ValueError when there is none: AutoTokenizer would make
+    an empty one up.
     """
-    if get_tokenizer_config(source).get("tokenizer_class") == PreTrainedTokenizerFast.__name__:
-        return PreTrainedTokenizerFast.from_pretrained(source)
-    return AutoTokenizer.from_pretrained(source)
+    generic = get_tokenizer_config(source).get("tokenizer_class") == PreTrainedTokenizerFast.__name__
+    tokenizer = (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(source)
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise ValueError("it holds no tokenizer; save one beside the model, as tokenizer.save_pretrained does")
+    return tokenizer
 
 
 def add_lora(model: PreTrainedModel, config: LoraConfig) -> PreTrainedModel:
@@ -417,11 +420,11 @@ def _scatter(parts: list[Tensor], at: Tensor) -> Tensor:
 
 def _stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     found = getattr(model.generation_config, "eos_token_id", None)
-    ids = {*found} if isinstance(found, list) else {found}
-    ids = (ids | {tokenizer.eos_token_id}) - {None}
-    if not ids:
+    ids = [*(found if isinstance(found, list) else [found]), tokenizer.eos_token_id]
+    stop = frozenset(i for i in ids if i is not None)
+    if not stop:
         raise ValueError(
             "the tokenizer has no EOS token and the model's generation config names none, so no completion could end; "
             "set tokenizer.eos_token (for example tokenizer.eos_token = '</s>') or generation_config.eos_token_id and save the folder again"
         )
-    return frozenset(int(i) for i in ids)
+    return stop

@@ -21,6 +21,7 @@ HEADLINES: dict[str, tuple[str, str]] = {
     "health/entropy": ("entropy", "{:.3f}"),
     "health/logp_gap": ("|Δlogp|", "{:.1e}"),
     "throughput/tokens_per_second": ("tokens/s", "{:,.0f}"),
+    "throughput/trained_tokens_per_second": ("tokens/s", "{:,.0f}"),
     "time/step": ("s/step", "{:.2f}"),
 }
 

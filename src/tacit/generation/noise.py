@@ -69,7 +69,7 @@ def _inverse_cdf(weight: Tensor, uniforms: Tensor) -> Tensor:
 
 def _nucleus(weight: Tensor, top_p: float) -> Tensor:
     """Weights (R, V) with all but the smallest set of likeliest tokens that holds at least `top_p` of the whole set to 0."""
-    ordered, index = weight.sort(-1, descending=True, stable=True)
+    ordered, index = weight.sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(-1) - ordered
     dropped = before >= top_p * ordered.sum(-1, keepdim=True)
     return weight.masked_fill(torch.zeros_like(dropped).scatter(-1, index, dropped), 0.0)

@@ -145,6 +145,8 @@ class Sampler:
 
             ended = np.isin(ids, stop_ids)
             if self.stop.strings:
+                for row, token_id in zip(rows, ids.tolist(), strict=True):
+                    draw.history[row].append(token_id)
                 ended |= [self.stop.ended(draw.history[row]) for row in rows]
             draw.finished[rows[ended]] = True
             going = ~ended & (draw.limits[rows] > position + 1)
@@ -191,7 +193,7 @@ class Draw:
     def __init__(self, keys: NDArray[np.uint64], limits: NDArray[np.int64], temperature: float):
         self.keys, self.limits, self.temperature = keys, limits, temperature
         self.finished = np.zeros(len(keys), dtype=bool)
-        self.history: list[list[int]] = [[] for _ in keys]
+        self.history: list[list[int]] = [[] for _ in keys]  # tokens by row, kept only where stop strings need them
         self.steps = self.total = 0
         self._rows, self._ids, self._logp = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.float32)]
 

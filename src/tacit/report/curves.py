@@ -24,7 +24,7 @@ class Plot:
     title: str
     metrics: dict[str, str]
     note: str = ""
-    points: tuple[str, ...] = ()  # metrics measured now and then: drawn with markers
+    points: tuple[str, ...] = ()  # measured now and then: drawn with markers, and with the interval METRIC_low to METRIC_high if recorded
     smooth: bool = False
     log: bool = False
     limit: str = ""  # the metric whose threshold is drawn
@@ -34,20 +34,21 @@ class Plot:
 PLOTS = (
     Plot(
         "Reward and accuracy",
-        {
-            "reward/mean": "reward, training",
-            "reward/accuracy": "accuracy, training",
-            "eval/pass@1": "pass@1, held out",
-            "eval/greedy": "greedy, held out",
-        },
-        points=("eval/pass@1", "eval/greedy"),
+        {"reward/mean": "reward, training", "reward/accuracy": "accuracy, training", "eval/pass@1": "pass@1, held out"},
+        points=("eval/pass@1",),
         smooth=True,
         form=".3f",
     ),
     Plot("Loss", {"loss/train": "training", "eval/loss": "held out"}, points=("eval/loss",), smooth=True, form=".4f"),
-    Plot("Completion length", {"length/mean": "mean", "length/max": "longest"}, "tokens", form=".1f"),
+    Plot(
+        "Completion length",
+        {"length/mean": "mean", "length/max": "longest", "eval/length": "mean, held out"},
+        "tokens",
+        points=("eval/length",),
+        form=".1f",
+    ),
     Plot("Entropy", {"health/entropy": "entropy"}, "nats a token, as the sampler saw it", limit="health/entropy", form=".3f"),
-    Plot("Divergence from the reference", {"loss/kl": "KL", "reward/kl": "KL"}, "nats a token", form=".3g"),
+    Plot("Divergence from the reference", {"loss/kl": "KL", "reward/kl": "KL"}, "nats a token"),
     Plot("Policy loss", {"loss/policy": "loss"}, smooth=True),
     Plot("Gradient norm", {"optimiser/grad_norm": "norm"}, "before clipping", smooth=True),
     Plot("Learning rate", {"optimiser/lr": "rate"}, form=".2e"),
@@ -68,12 +69,15 @@ PLOTS = (
     Plot("Effective sample size", {"health/effective_sample_size": "share"}, limit="health/effective_sample_size"),
     Plot(
         "Speed",
-        {"throughput/tokens_per_second": "whole step", "throughput/sampled_tokens_per_second": "sampling alone"},
+        {
+            "throughput/tokens_per_second": "whole step",
+            "throughput/sampled_tokens_per_second": "sampling alone",
+            "throughput/trained_tokens_per_second": "training",
+        },
         "tokens a second",
         form=",.0f",
     ),
 )
-
 
 MARKS = {"line": "—", "dashed": "┄", "points": "●"}  # how a style is named in a note
 
@@ -99,7 +103,7 @@ def charts(runs: Sequence[Run], thresholds: dict[str, tuple[float, float]]) -> l
 
 def other_charts(runs: Sequence[Run]) -> tuple[list[Chart], int]:
     """Charts of metrics without a place in PLOTS, and how many were left out."""
-    placed = {metric for plot in PLOTS for metric in plot.metrics}
+    placed = {name for plot in PLOTS for metric in plot.metrics for name in (metric, f"{metric}_low", f"{metric}_high")}
     names = sorted({name for run in runs for name in run.metrics} - placed)
     names = [name for name in names if not name.startswith("time/")]
     return [chart(Plot(name, {name: name}), runs, {}) for name in names[:MOST_OTHER]], max(0, len(names) - MOST_OTHER)
@@ -129,9 +133,13 @@ def chart(plot: Plot, runs: Sequence[Run], thresholds: dict[str, tuple[float, fl
 
 def lines(run: Run, metric: str, name: str, key: str, colour: int, style: str, *, smooth: bool) -> list[dict[str, Any]]:
     """The line of a metric; a noisy one twice, faint as it is and strong as its running mean."""
-    pairs = [(step, value) for step, value in zip(run.steps, run.metrics[metric], strict=True) if style != "points" or value is not None]
-    x, y = thin([step for step, _ in pairs], [value for _, value in pairs])
-    line = {"name": name, "key": key, "x": x, "y": y, "colour": colour, "style": style}
+    columns = {"y": metric, "low": f"{metric}_low", "high": f"{metric}_high"} if style == "points" else {"y": metric}
+    at = [n for n, value in enumerate(run.metrics[metric]) if style != "points" or value is not None]
+    line: dict[str, Any] = {"name": name, "key": key, "colour": colour, "style": style}
+    for part, column in columns.items():
+        if column in run.metrics:
+            line["x"], line[part] = thin([run.steps[n] for n in at], [run.metrics[column][n] for n in at])
+    x, y = line["x"], line["y"]
     if not smooth or len(x) < SMOOTH_FROM:
         return [line]
     return [line | {"style": "faint"}, line | {"y": running_mean(y, max(3, len(y) // 15))}]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -48,7 +47,7 @@ def findings(run: Run) -> list[Finding]:
 
     found = []
     for metric, column in run.metrics.items():
-        base = re.sub(r"^agent\d+/(\w+/(?=health/))?", "", metric)
+        base = metric[max(0, metric.find("health/")) :]  # without the agent and the update it belongs to
         if base not in THRESHOLDS:
             continue
         limit = THRESHOLDS[base]

@@ -10,7 +10,7 @@ from typing import Any
 
 from tacit.report import curves, health
 from tacit.report.html import absent, asset, fill, in_script, section, table, text
-from tacit.report.runs import ReportError, Run, read_runs
+from tacit.report.runs import ReportError, Run, examples, read_runs
 from tacit.report.summary import header, result
 from tacit.report.verdict import verdict
 
@@ -134,10 +134,11 @@ def attention(found: Sequence[health.Finding]) -> str:
 
 def samples(runs: Sequence[Run]) -> str:
     recorded, kept = sum(run.samples_recorded for run in runs), sum(len(run.samples) for run in runs)
+    recorded += sum(len(examples(run)) for run in runs)
     if not kept:
         return absent("No samples were recorded: samples.jsonl is missing or empty.")
     left = f" of {recorded:,} recorded; {recorded - kept:,} were left out, whole groups evenly over the run" if recorded > kept else ""
-    about = f"<p class='soft'>{kept:,} samples{left}. A reward above 0.5 counts as right.</p>"
+    about = f"<p class='soft'>{kept:,} samples{left}. Right is what the verifier rewarded with more than 0.5.</p>"
     return f"{about}<div id='browser'></div><noscript>{absent('The samples need JavaScript.')}</noscript>"
 
 

@@ -37,6 +37,12 @@ class Run:
     result: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def trained(self) -> int:
+        """Steps that did more than evaluate."""
+        columns = [column for name, column in self.metrics.items() if not name.startswith("eval/")]
+        return sum(any(value is not None for value in row) for row in zip(*columns, strict=True))
+
     def last(self, metric: str) -> float | None:
         """The latest number of a metric."""
         return next((value for value in reversed(self.metrics.get(metric, [])) if value is not None), None)
@@ -72,6 +78,8 @@ def read_run(path: Path, name: str, most_samples: int = MOST_SAMPLES) -> Run:
     if most_samples:
         _read_samples(run, most_samples)
     _read_result(run)
+    if most_samples:
+        run.samples = [_sample(entry | {"step": max(run.steps, default=0), "role": "held out"}) for entry in examples(run)] + run.samples
     return run
 
 
@@ -142,18 +150,19 @@ def _spread(groups: Sequence[Sequence[int]], most: int) -> list[int]:
 def _sample(record: dict[str, Any]) -> dict[str, Any]:
     """What the page shows of a sample, long texts cut in the middle."""
     reward, advantage = (finite(record.get(name)) for name in ("reward", "advantage"))
-    parts = record.get("parts")
-    answer = record.get("answer")
+    given, answer = record.get("parts"), record.get("answer")
+    parts = {str(name): finite(value) for name, value in given.items()} if isinstance(given, dict) else {}
+    word = parts.get("raw") if parts.get("raw") is not None else reward  # the verifier's own, before any shaping
     return {
         "step": record["step"],
         "group": "" if record.get("group") is None else str(record["group"]),
-        "role": str(record.get("role") or ""),
+        "role": str(record.get("role") or "training"),
         "prompt": _cut(record.get("prompt")),
         "completion": _cut(record.get("completion")),
         "answer": None if answer is None else _cut(answer),
         "reward": reward,
-        "verdict": "unscored" if reward is None else "right" if reward > 0.5 else "wrong",
-        "parts": {str(name): finite(value) for name, value in parts.items()} if isinstance(parts, dict) else {},
+        "verdict": "unscored" if reward is None else "right" if word is not None and word > 0.5 else "wrong",
+        "parts": parts,
         "advantage": advantage,
         "failure": str(record.get("failure") or ""),
         "finished": record.get("finished") is not False,
@@ -179,6 +188,12 @@ def _read_result(run: Run) -> None:
         run.result = result
     else:
         run.notes.append("result.json is not readable and is left out")
+
+
+def examples(run: Run) -> list[dict[str, Any]]:
+    """Held-out completions that the result names."""
+    given = (run.result or {}).get("examples")
+    return [entry for entry in given if isinstance(entry, dict) and "completion" in entry] if isinstance(given, list) else []
 
 
 def _records(run: Run, name: str, *, tell: bool = True) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -7,11 +7,9 @@ from html import escape
 
 from tacit.core.progress import duration
 from tacit.report import health
-from tacit.report.html import ABSENT, table, text
+from tacit.report.html import ABSENT, table
 from tacit.report.runs import Run, finite
 from tacit.report.verdict import Estimate, baselines, estimate, is_fraction, shower, signed, verdict
-
-MOST_EXAMPLES = 12
 
 
 def header(runs: Sequence[Run]) -> str:
@@ -49,7 +47,7 @@ def result(runs: Sequence[Run]) -> str:
     top = f"<ul class='notes' aria-label='What could not be read'>{items}</ul>" if items else ""
     if len(runs) > 1:
         return top + comparison(runs) + intervals(runs)
-    return top + verdict_card(runs[0]) + tiles(runs[0]) + examples(runs[0])
+    return top + verdict_card(runs[0]) + tiles(runs[0])
 
 
 def verdict_card(run: Run) -> str:
@@ -66,11 +64,11 @@ def tiles(run: Run) -> str:
     troubled = sum(f.beyond > 0 for f in found)
     planned, seconds = run.setting("steps"), seconds_of(run)
     facts = {
-        "Steps": f"{len(run.steps):,}" + (f" <small>of {planned:,}</small>" if isinstance(planned, int) else ""),
+        "Steps": f"{run.trained:,}" + (f" <small>of {planned:,}</small>" if isinstance(planned, int) else ""),
         "Last reward": number(run.last("reward/mean"), ".3f"),
         "Last loss": number(run.last("loss/train"), ".4f"),
         "Mean length": number(run.last("length/mean"), ".1f", "tokens"),
-        "Speed": number(run.last("throughput/tokens_per_second"), ",.0f", "tokens/s"),
+        "Speed": number(run.last("throughput/tokens_per_second") or run.last("throughput/trained_tokens_per_second"), ",.0f", "tokens/s"),
         "Time": "" if seconds is None else duration(seconds),
         "Health": f"{troubled} <small>need{'s' * (troubled == 1)} attention</small>" if troubled else "in order" if found else "",
     }
@@ -129,7 +127,7 @@ def comparison(runs: Sequence[Run]) -> str:
         reward, seconds = run.last("reward/mean"), seconds_of(run)
         cells = [
             escape(task(run)),
-            f"{len(run.steps):,}",
+            f"{run.trained:,}",
             shower(run)(before.mean) if before else "",
             shower(run)(after.mean) if after else "",
             gain_cell(run, gain) if gain else "",
@@ -144,14 +142,3 @@ def comparison(runs: Sequence[Run]) -> str:
 def gain_cell(run: Run, gain: Estimate) -> str:
     span = " <small>{} to {}</small>".format(*(signed(run, x) for x in gain.interval)) if gain.interval else ""
     return f"<span class='{verdict(run).tone}'>{signed(run, gain.mean, unit=True)}</span>{span}"
-
-
-def examples(run: Run) -> str:
-    """Examples of the result: objects of whatever fields, a column each."""
-    given = (run.result or {}).get("examples")
-    entries = [entry for entry in given if isinstance(entry, dict)] if isinstance(given, list) else []
-    if not entries:
-        return ""
-    columns = list(dict.fromkeys(name for entry in entries for name in entry))
-    rows = [f"<tr>{''.join(f'<td class=text>{text(entry.get(name))}</td>' for name in columns)}</tr>" for entry in entries[:MOST_EXAMPLES]]
-    return f"<h3>Examples</h3>{table(map(escape, columns), rows)}"

@@ -85,7 +85,9 @@ def baselines(run: Run) -> dict[str, float]:
 
 
 def metric_name(run: Run) -> str:
-    name = str((run.result or {}).get("metric") or "the held-out metric")
+    """The name of what was measured, which is always measured on held-out prompts."""
+    name = str((run.result or {}).get("metric") or "metric")
+    name = name if "held" in name.lower() else f"held-out {name}"
     return name[0].upper() + name[1:]
 
 

@@ -39,6 +39,10 @@ const trace = (line) => ({
     width: { faint: 1, points: 1.5 }[line.style] ?? 2, dash: line.style === "dashed" ? "dot" : "solid",
   },
   marker: { size: 6, color: series(line.colour) },
+  error_y: line.low && line.high && {
+    type: "data", symmetric: false, array: line.high.map((high, n) => high - line.y[n]), arrayminus: line.low.map((low, n) => line.y[n] - low),
+    color: series(line.colour), thickness: 1.2, width: 3,
+  },
 });
 
 const limit = (bound) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: bound.y, y1: bound.y, line: { color: colour("warn"), width: 1, dash: "dash" } });
@@ -54,7 +58,7 @@ function drawChart(id, chart) {
   const yaxis = log ? { type: "log", exponentformat: "power", dtick: 1 } : {};
   if (!log) {
     const low = Math.min(...values), high = Math.max(...values);
-    if (low === high) yaxis.range = low === 0 ? [-1, 1] : [Math.min(0, 2 * low), Math.max(0, 2 * low)];
+    if (low === high) yaxis.range = low === 0 ? [-0.05, 1] : [Math.min(0, 2 * low), Math.max(0, 2 * low)];
     else yaxis.rangemode = low >= 0 && low < 0.3 * high ? "tozero" : "normal";
     yaxis.exponentformat = Math.abs(high) < 0.001 ? "e" : "SI";
   }
@@ -125,7 +129,7 @@ function browse(place) {
     return element("label", {}, radio, verdict);
   }));
   const steps = distinct("step").sort((a, b) => b - a).map((step) => [step, `step ${step}`]);
-  const roles = distinct("role").filter(Boolean);
+  const roles = distinct("role");
   const form = element("form", { role: "search" }, verdicts,
     ...(several ? [choice("run", "Run", distinct("run").map((run) => [run, run]), "all runs")] : []),
     choice("step", "Step", steps, "all steps, latest first"),
@@ -173,7 +177,7 @@ function row(sample, several) {
   const details = element("details", { class: "sample" }, element("summary", {},
     element("span", {}, element("span", { class: `pill ${tone}` }, sample.verdict)),
     element("span", { class: "line" }, one(sample.prompt), element("i", {}, " → "), one(sample.completion)),
-    element("span", { class: "meta" }, `${several ? sample.run + " · " : ""}step ${sample.step}`)));
+    element("span", { class: "meta" }, [...(several ? [sample.run] : []), ...(sample.role === "training" ? [] : [sample.role]), `step ${sample.step}`].join(" · "))));
   details.addEventListener("toggle", () => { if (details.open && details.children.length === 1) details.append(inside(sample)); });
   return details;
 }

@@ -1,0 +1,72 @@
+"""The user's own prompts: one JSON object a line, with a mapping of columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tacit.core.rollouts import Prompt
+from tacit.tasks.base import first, stream_order
+from tacit.tasks.data import DataError, read_jsonl, text_field
+
+ROLES = ("prompt", "answer", "id")
+
+
+class Records:
+    """`columns` says which column is prompt, answer and id where they are named otherwise; all others reach the reward by name.
+
+    Held out are the records of the file `heldout`, or else the last `heldout_share` of this one, which must then leave some to train on. The
+    answer may be missing where the reward does not need it. Raises DataError, naming file and line: nothing in the file, broken line, missing
+    column, an id that occurs twice.
+    """
+
+    def __init__(self, path: str, columns: Mapping[str, str] | None = None, heldout: str | None = None, heldout_share: float = 0.1):
+        if unknown := sorted(set(columns or ()) - set(ROLES)):
+            raise DataError(f"task.columns maps {', '.join(ROLES)} to columns of the file; there is no {unknown[0]!r}")
+        if not 0 < heldout_share < 1:
+            raise DataError(f"heldout_share must lie between 0 and 1, not at {heldout_share}")
+        self.name = Path(path).name
+        self.columns = {role: role for role in ROLES} | dict(columns or {})
+        records = self._read(path)
+        if heldout is not None:
+            self.train, self.test = records, self._read(heldout)
+        else:
+            kept = len(records) - max(1, round(heldout_share * len(records)))
+            self.train, self.test = records[:kept], records[kept:]
+        if not self.train:
+            raise DataError(f"{path} has {len(records)} record, and it is held out: add more, or give the held-out ones as task.options.heldout")
+
+    @property
+    def alphabet(self) -> str:
+        return "".join(sorted({c for p in [*self.train, *self.test] for c in p.text + ("" if p.answer is None else str(p.answer))}))
+
+    def prompt_at(self, ordinal: int, seed: int) -> Prompt:
+        return self.train[stream_order(ordinal, len(self.train), seed)]
+
+    def heldout(self, count: int) -> list[Prompt]:
+        return first(self.test, count, self.name)
+
+    def solve(self, prompt: Prompt) -> str | None:
+        return None if prompt.answer is None else str(prompt.answer)
+
+    def verify(self, prompt: Prompt, completion: str) -> float | None:
+        """1 when the completion is the answer, spaces around it aside; None without an answer."""
+        return None if prompt.answer is None else float(completion.strip() == str(prompt.answer).strip())
+
+    def baselines(self) -> dict[str, float]:
+        return {}
+
+    def _read(self, path: str) -> list[Prompt]:
+        names, seen, prompts = self.columns, dict[str, int](), list[Prompt]()
+        for line, row in read_jsonl(path):
+            text = text_field(row, names["prompt"], path, line)
+            if names["answer"] != "answer" and names["answer"] not in row:  # asked for by name: it should be there
+                raise DataError(f"{path}, line {line}: there is no column {names['answer']!r}, only {', '.join(row)}")
+            key = str(row.get(names["id"], f"{Path(path).name}:{line}"))
+            if key in seen:
+                raise DataError(f"{path}, line {line}: the id {key!r} stands on line {seen[key]} already; ids name a record for good")
+            seen[key] = line
+            info: dict[str, Any] = {k: v for k, v in row.items() if k not in names.values()}
+            prompts.append(Prompt(key, text, row.get(names["answer"]), info))
+        return prompts
