@@ -278,10 +278,8 @@ def compare(given: Given, case: Case) -> dict[str, Any]:
     agrees = found["rel"] <= BARS["rel"] and found["cosine"] > BARS["cosine"] and abs(found["norm_ratio"] - 1) <= BARS["norm_ratio"]
     active = a.clipped > 0 if case.off_policy else a.clipped == 0
     result = {"name": case.name, "loss_ours": a.loss, "loss_trl": b.loss, **found, "clipped": round(a.clipped, 3), "holds": agrees and active}
-    say(
-        f"{'departs' if case.departs else 'holds' if result['holds'] else 'FAILS':8}{case.name:34}"
-        + "  ".join(f"{k} {v:.9g}" for k, v in found.items())
-    )
+    verdict = "departs" if case.departs else "holds" if result["holds"] else "FAILS"
+    say(f"{verdict:8}{case.name:34}" + "  ".join(f"{name} {value:.9g}" for name, value in found.items()))
     return result | ({"departs": case.departs} if case.departs else {})
 
 

@@ -73,7 +73,6 @@ def write_records(count: int, broken: int | None = None) -> None:
     Path("small.jsonl").write_text("\n".join(lines))
 
 
-
 def test_empty_data_set():
     Path("empty.jsonl").write_text("")
     assert "empty.jsonl" in sentence(train(task={"name": "empty.jsonl"}))
@@ -124,7 +123,7 @@ def test_start_from_a_run_that_is_not_finished():
 def test_tiny_model_of_another_alphabet():
     saved_model("digits")
     Path("words.jsonl").write_text("\n".join(f'{{"prompt": "word {i}", "answer": "w"}}' for i in range(50)))
-    assert "cannot be encoded" in sentence(train(model={"path": "digits"}, task={"name": "words.jsonl"}))
+    assert "built for another task: it knows only the characters" in sentence(train(model={"path": "digits"}, task={"name": "words.jsonl"}))
 
 
 def test_reward_that_does_not_exist():
@@ -166,14 +165,14 @@ SLOW_REWARD = "import time\n\ndef score(prompt, completion, answer):\n    time.s
 
 
 @pytest.mark.parametrize(
-    ("steps", "wait_for", "again"),
+    ("steps", "wait_for"),
     [
-        pytest.param(2000, "evaluation before", True, id="evaluation before"),
-        pytest.param(2000, "training 2/", True, id="training"),
-        pytest.param(3, "evaluation after", True, id="evaluation after"),
+        pytest.param(2000, "evaluation before", id="evaluation before"),
+        pytest.param(2000, "training 1/", id="training"),
+        pytest.param(3, "evaluation after", id="evaluation after"),
     ],
 )
-def test_ctrl_c_in_each_phase(steps, wait_for, again):
+def test_ctrl_c_in_each_phase(steps, wait_for):
     Path("mine.py").write_text(SLOW_REWARD)
     recipe = RECIPE | {"reward": "mine.py:score", "steps": steps, "evaluation": {"prompts": 40, "samples": 4}}
     Path("recipe.yaml").write_text(yaml.safe_dump(recipe))

@@ -37,8 +37,9 @@ from transformers import (
 
 from tacit.config import LoraConfig, ModelConfig, TinyConfig
 from tacit.core import tiny
-from tacit.core.policy import Policy, add_lora, evaluating, load_policy, micro_batches
+from tacit.core.policy import Policy, add_lora, load_policy
 from tacit.core.rollouts import Prompt, Ragged
+from tacit.core.scorer import evaluating, micro_batches
 
 ALPHABET = "0123456789 +="
 TOKENIZER = tiny.char_tokenizer(ALPHABET)

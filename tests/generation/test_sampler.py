@@ -66,7 +66,9 @@ def test_the_columns(policy):
     assert all(EOS_ID not in row[:-1] for row in batch.completions.to_lists())
     assert (batch.lengths[~batch.finished] == 12).all() and (batch.lengths <= 12).all()
     assert batch.texts == [policy.decode(row) for row in batch.completions.to_lists()] and "<eos>" not in "".join(batch.texts)
-    assert sampler.last_stats.tokens == len(batch.token) and sampler.last_stats.steps == int(batch.lengths.max()) - 1 and sampler.last_stats.seconds > 0
+    assert (
+        sampler.last_stats.tokens == len(batch.token) and sampler.last_stats.steps == int(batch.lengths.max()) - 1 and sampler.last_stats.seconds > 0
+    )
 
 
 def test_columns_are_ordinary_tensors(policy):

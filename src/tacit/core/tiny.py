@@ -58,6 +58,7 @@ def tiny_model(
         head_dim=config.hidden // config.heads,
         max_position_embeddings=config.context,
         tie_word_embeddings=True,
+        initializer_range=config.hidden**-0.5,  # the usual 0.02 suits wide models: measured, it halves the speed at which these learn
         dtype=dtype,
         **special,
     )
@@ -102,4 +103,5 @@ def check_characters(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
     unknown = sorted(set(text) - known)
     if unknown:
         listed = "".join(sorted(token for token in known if len(token) == 1))
-        raise ValueError(f"this model's tokenizer knows only the characters {listed!r}, so {''.join(unknown)!r} cannot be encoded: it was built for another task")
+        told = f"this model's tokenizer knows only the characters {listed!r}, so {''.join(unknown)!r} cannot be encoded"
+        raise ValueError(f"{told}: it was built for another task")

@@ -26,11 +26,12 @@ class GroupSampler(Protocol):
 
 @dataclass
 class Evaluation:
-    """`rewards` (P, n): n completions for each of P prompts, NaN where unscored."""
+    """`rewards` (P, n): n completions for each of P prompts, NaN where unscored; `ids` (P,) name the prompts."""
 
     rewards: NDArray[np.float64]
     length: float
     truncated: float
+    ids: list[str]
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -67,7 +68,7 @@ class Evaluation:
         return f"pass@1 {mean:.3f} [{low:.3f}, {high:.3f}], {len(self.rewards)} prompts × {self.rewards.shape[1]}, {self.unscored} unscored"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rewards": self.rewards, "length": self.length, "truncated": self.truncated}
+        return {"rewards": self.rewards, "length": self.length, "truncated": self.truncated, "ids": self.ids}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Evaluation:
@@ -84,6 +85,8 @@ def evaluate(
         samples = 1  # greedy completions are all alike
     batch = sampler.sample(prompts, samples, seed=seed, step=0, groups=range(len(prompts)), temperature=temperature, role=Role.PROBE)
     scores = reward(batch.prompts, batch.texts)
+    if len(scores) != len(batch):
+        raise ValueError(f"the reward function returned {len(scores)} scores for {len(batch)} completions; it must return one for each, in order")
     values = np.array([np.nan if score.value is None else score.value for score in scores]).reshape(len(prompts), samples)
     rows = [
         {
@@ -97,13 +100,14 @@ def evaluate(
         }
         for i in range(0, len(batch), max(1, len(batch) // EXAMPLES))
     ]
-    return Evaluation(values, float(batch.lengths.double().mean()), float((~batch.finished).double().mean()), rows[:EXAMPLES])
+    length, truncated = float(batch.lengths.double().mean()), float((~batch.finished).double().mean())
+    return Evaluation(values, length, truncated, [prompt.id for prompt in prompts], rows[:EXAMPLES])
 
 
 def compare(before: Evaluation, after: Evaluation) -> Interval:
     """Interval of the gain, paired by prompt, over the prompts scored in both. Raises ValueError when they had different prompts."""
-    if len(before.rewards) != len(after.rewards):
-        raise ValueError(f"only evaluations on the same prompts can be compared: these had {len(before.rewards)} and {len(after.rewards)}")
+    if before.ids != after.ids:
+        raise ValueError(f"only evaluations on the same prompts can be compared: these had {len(before.ids)} and {len(after.ids)}, not all alike")
     both = np.isfinite(before.per_prompt) & np.isfinite(after.per_prompt)
     if not both.any():
         return Interval(np.nan, np.nan, np.nan)

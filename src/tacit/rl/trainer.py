@@ -24,9 +24,12 @@ class PromptStream(Protocol):
 
 
 class ScoreLike(Protocol):
-    value: float | None
-    parts: Mapping[str, float]
-    failure: str
+    @property
+    def value(self) -> float | None: ...
+    @property
+    def parts(self) -> Mapping[str, float]: ...
+    @property
+    def failure(self) -> str: ...
 
 
 class RewardFunction(Protocol):

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tacit.core.policy import micro_batches
 from tacit.core.rollouts import RolloutBatch
 from tacit.core.runtime import Runtime, clip_and_step
+from tacit.core.scorer import micro_batches
 from tacit.rl import aggregation, correction, kl
 from tacit.rl.aggregation import Denominators
 from tacit.rl.losses import PolicyLoss

@@ -9,8 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from tacit.core.policy import Policy, micro_batches
+from tacit.core.policy import Policy
 from tacit.core.rollouts import Prompt, Ragged
+from tacit.core.scorer import micro_batches
 
 
 class SolvedTask(Protocol):

@@ -53,7 +53,7 @@ def _parsed(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not text:
             continue
         if not isinstance(value, dict):
-            raise DataError(f"{path}, line {number}: expected a JSON object like {{\"prompt\": ...}}, this is {type(value).__name__}")
+            raise DataError(f'{path}, line {number}: expected a JSON object like {{"prompt": ...}}, this is {type(value).__name__}')
         yield number, value
 
 
@@ -61,7 +61,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     number = 0
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
-            for number, line in enumerate(file, start=1):  # noqa: B007 - the last number is reported below
+            for number, line in enumerate(file, start=1):
                 yield number, line
     except FileNotFoundError:
         raise DataError(f"there is no file {path} (looked in {Path.cwd()})") from None

@@ -69,7 +69,9 @@ class Gsm8kSteps:
         self.unseen = [step for step in others.values() if step.form not in forms]
         self.seen = [step for step in others.values() if step.form in forms]
         if not self.train or not self.unseen:
-            raise DataError(f"{source} gives {len(self.train)} steps to train on and {len(self.unseen)} unseen ones to hold out: it needs some of both")
+            raise DataError(
+                f"{source} gives {len(self.train)} steps to train on and {len(self.unseen)} unseen ones to hold out: it needs some of both"
+            )
 
     def prompt_at(self, ordinal: int, seed: int) -> Prompt:
         return _prompt(self.train[stream_order(ordinal, len(self.train), seed)])

@@ -16,9 +16,10 @@ ROLES = ("prompt", "answer", "id")
 class Records:
     """`columns` says which column is prompt, answer and id where they are named otherwise; all others reach the reward by name.
 
-    Held out are the records of the file `heldout`, or else the last `heldout_share` of this one, which must then leave some to train on. The
-    answer may be missing where the reward does not need it. Raises DataError, naming file and line: nothing in the file, broken line, missing
-    column, an id that occurs twice.
+    Held out are the records of the file `heldout`, or else the last `heldout_share` of this one; a record whose prompt is held out word
+    for word is not trained on. The answer may be missing where the reward does not need it.
+
+    Raises DataError, naming file and line: nothing in the file, a broken line, a missing column, an id that occurs twice, nothing to train on.
     """
 
     def __init__(self, path: str, columns: Mapping[str, str] | None = None, heldout: str | None = None, heldout_share: float = 0.1):
@@ -30,12 +31,14 @@ class Records:
         self.columns = {role: role for role in ROLES} | dict(columns or {})
         records = self._read(path)
         if heldout is not None:
-            self.train, self.test = records, self._read(heldout)
+            self.test = self._read(heldout)
         else:
             kept = len(records) - max(1, round(heldout_share * len(records)))
-            self.train, self.test = records[:kept], records[kept:]
+            records, self.test = records[:kept], records[kept:]
+        questions = {prompt.text for prompt in self.test}
+        self.train = [prompt for prompt in records if prompt.text not in questions]
         if not self.train:
-            raise DataError(f"{path} has {len(records)} record, and it is held out: add more, or give the held-out ones as task.options.heldout")
+            raise DataError(f"{path} leaves nothing to train on: all its prompts are held out; add more, or others as task.options.heldout")
 
     @property
     def alphabet(self) -> str:
@@ -59,10 +62,11 @@ class Records:
 
     def _read(self, path: str) -> list[Prompt]:
         names, seen, prompts = self.columns, dict[str, int](), list[Prompt]()
+        renamed = [column for role, column in names.items() if column != role]  # asked for by name: they must be there
         for line, row in read_jsonl(path):
             text = text_field(row, names["prompt"], path, line)
-            if names["answer"] != "answer" and names["answer"] not in row:  # asked for by name: it should be there
-                raise DataError(f"{path}, line {line}: there is no column {names['answer']!r}, only {', '.join(row)}")
+            if missing := [column for column in renamed if column not in row]:
+                raise DataError(f"{path}, line {line}: there is no column {missing[0]!r}, only {', '.join(row)}")
             key = str(row.get(names["id"], f"{Path(path).name}:{line}"))
             if key in seen:
                 raise DataError(f"{path}, line {line}: the id {key!r} stands on line {seen[key]} already; ids name a record for good")
