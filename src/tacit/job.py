@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import platform
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import transformers
 
-from tacit import __version__
 from tacit.config import RLConfig, SFTConfig
+from tacit.core.environment import environment
 from tacit.core.fit import Fit
 from tacit.core.imports import load_object
 from tacit.core.policy import Policy, load_policy
@@ -243,7 +241,7 @@ def _run(config: RLConfig | SFTConfig, parts: Parts, folder: RunDirectory | None
         "gain": compare(before, after)._asdict(),
         "baselines": parts.task.baselines(),
         "prompts": len(parts.prompts),
-        "samples": config.evaluation.samples,
+        "samples": after.rewards.shape[1],
         "temperature": config.evaluation.temperature,
         "unscored": after.unscored,
         "examples": after.examples(),
@@ -311,19 +309,6 @@ def samples_to_log(pool: RolloutBatch) -> list[dict[str, Any]]:
             }
         )
     return lines
-
-
-def environment(runtime: Runtime) -> dict[str, Any]:
-    """What a number depends on beside the recipe."""
-    return {
-        "tacit": __version__,
-        "python": platform.python_version(),
-        **{package: version(package) for package in ("torch", "transformers", "numpy")},
-        "device": torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "processes": runtime.world_size,
-        "precision": runtime.precision,
-    }
 
 
 def _log(runtime: Runtime, folder: RunDirectory | None, step: int, metrics: dict[str, float], samples: list[dict[str, Any]] | None = None) -> None:

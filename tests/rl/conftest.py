@@ -27,11 +27,11 @@ class Score:
 
 
 class Letters:
-    """Prompt "a:", "b:" or "c:", in turn; the answer is the letter itself."""
+    """Prompt "a:", "b:" or "c:", in turn; the answer is the letter that follows, c being followed by a."""
 
     def prompt_at(self, ordinal: int, seed: int) -> Prompt:
-        letter = "abc"[(ordinal + seed) % 3]
-        return Prompt(f"letter-{ordinal}", letter + ":", answer=letter)
+        place = (ordinal + seed) % 3
+        return Prompt(f"letter-{ordinal}", "abc"[place] + ":", answer="bca"[place])
 
 
 def first_letter(prompts: list[Prompt], completions: list[str]) -> list[Score]:
@@ -42,6 +42,10 @@ def first_letter(prompts: list[Prompt], completions: list[str]) -> list[Score]:
 def policy_of(seed: int = 0, *, lora: bool = False, dtype: torch.dtype = torch.float64, config: TinyConfig = TINY) -> Policy:
     tokenizer = char_tokenizer("abc:")
     model = tiny_model(config, tokenizer, seed=seed, dtype=dtype)
+    generator = torch.Generator().manual_seed(seed)
+    for p in model.parameters():
+        if p.ndim == 2:  # small weights, so that every token is drawn now and then
+            torch.nn.init.normal_(p, std=0.05, generator=generator)
     if lora:
         torch.manual_seed(seed)
         model = add_lora(model, LoraConfig(rank=2, alpha=8))

@@ -44,7 +44,7 @@ def test_steps_walk_through_the_stream(lab):
     for step in steps:
         assert step.drawn.group.tolist() == [4 * step.index + i for i in range(4) for _ in range(4)]
         assert [p.id for p in step.drawn.prompts] == [f"letter-{g}" for g in step.drawn.group.tolist()]
-        assert [p.answer for p in step.drawn.prompts[::4]] == ["abc"[(4 * step.index + i + 1) % 3] for i in range(4)]
+        assert [p.answer for p in step.drawn.prompts[::4]] == ["bca"[(4 * step.index + i + 1) % 3] for i in range(4)]
         assert step.pool.reward.tolist() == [float(text.startswith(p.answer)) for p, text in zip(step.pool.prompts, step.pool.texts, strict=True)]
     assert set(steps[0].drawn.version.tolist()) == {0} and set(steps[1].drawn.version.tolist()) == {1}
 
@@ -60,11 +60,12 @@ def test_the_trainer_agrees_with_the_sampler_after_every_update(lab):
     assert all(0 < gap < 1e-6 for gap in gaps)
 
 
-def test_a_small_task_is_learnt(lab):
-    """Prompt "a:", answer "a": from one in six to nearly always, in 15 steps."""
-    agent = lab.agent(sampling={"prompts": 6, "group_size": 8, "max_new_tokens": 2}, optimiser={"lr": 0.03})
-    rewards = [step.metrics["reward/mean"] for step in lab.trainer(agent).steps(15)]
-    assert rewards[0] < 0.4 and np.mean(rewards[-3:]) > 0.8
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_small_task_is_learnt(lab, seed):
+    """Prompt "a:", answer "b": in 15 steps the reward rises by far more than its noise, which is below 0.07 (48 completions a step)."""
+    agent = lab.agent(lab.policy(seed), sampling={"prompts": 6, "group_size": 8, "max_new_tokens": 2}, optimiser={"lr": 0.03})
+    rewards = [step.metrics["reward/mean"] for step in lab.trainer(agent, seed=seed).steps(15)]
+    assert np.mean(rewards[-3:]) > rewards[0] + 0.4
 
 
 # --- rewards ---

@@ -31,7 +31,7 @@ def write_number(value: Fraction) -> str | None:
 
 
 def final_number(text: str) -> Fraction | None:
-    """The number a worked solution ends on: the last after "####", else the last in \\boxed{...}, else the last of all; None without any."""
+    """The number a worked solution ends on: the first after the last "####", else the last in \\boxed{}, else the last of all; None without any."""
     if "####" in text:
         return _first(text.rsplit("####", 1)[1])
     if boxed := BOXED.findall(text):

@@ -87,12 +87,13 @@ class TokenScorer(nn.Module):
         size = self.model.config.get_text_config().vocab_size
         prompts = Ragged(torch.arange(10) % size, torch.tensor([0, 4, 8, 9, 10]))  # the long ones first, so that the short ones follow them
         completions = Ragged(torch.arange(10, 14) % size, torch.arange(5))
-        with evaluating(self.model):
+        kind = self.model.device.type
+        low = torch.is_autocast_enabled(kind) and "flash" in str(self.model.config._attn_implementation)  # kernels that take nothing else
+        with evaluating(self.model), torch.autocast(kind, enabled=low):  # elsewhere in full precision, where a little mixing shows as well
             alone, together = (self._stats(_lay_out(prompts, completions, pad_id, w), completions.values, hidden=True).hidden for w in (None, 7))
         assert alone is not None and together is not None
-        device = alone.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.model.dtype
-        return _agree(alone, together, 0.1 if dtype in (torch.bfloat16, torch.float16) else 1e-4)
+        low = low or self.model.dtype in (torch.bfloat16, torch.float16)
+        return _agree(alone, together, 0.1 if low else 1e-4)
 
     @torch.no_grad()
     def _head_is_plain(self, ids: Tensor) -> bool:

@@ -103,5 +103,5 @@ def check_characters(tokenizer: PreTrainedTokenizerBase, text: str) -> None:
     unknown = sorted(set(text) - known)
     if unknown:
         listed = "".join(sorted(token for token in known if len(token) == 1))
-        told = f"this model's tokenizer knows only the characters {listed!r}, so {''.join(unknown)!r} cannot be encoded"
-        raise ValueError(f"{told}: it was built for another task")
+        knows = f"it knows only the characters {listed!r}, so {''.join(unknown)!r} cannot be encoded"
+        raise ValueError(f"this tokenizer was built for another task: {knows}")
