@@ -135,7 +135,7 @@ class AlgorithmConfig(Strict):
     filter: FilterConfig = FilterConfig()
     epochs: int = Field(default=1, ge=1)
     minibatch_rows: int | None = Field(default=None, ge=1, description="rows per optimiser step; default: the whole batch")
-    micro_batch_tokens: int = Field(default=16384, ge=1, description="padded tokens per forward pass")
+    micro_batch_tokens: int | None = Field(default=None, ge=1, description="padded tokens per forward pass; default: 1024 on a CPU, 16384 elsewhere")
 
 
 class ComponentConfig(Strict):
@@ -198,7 +198,7 @@ class SFTConfig(RunConfig):
     steps: int = Field(default=400, ge=1)
     batch_size: int = Field(default=128, ge=1, description="examples per optimiser step")
     packing: bool = Field(default=True, description="fill rows with several examples, attention kept apart")
-    micro_batch_tokens: int = Field(default=16384, ge=1)
+    micro_batch_tokens: int | None = Field(default=None, ge=1, description="padded tokens per forward pass; default: 1024 on a CPU, 16384 elsewhere")
     max_new_tokens: int = Field(default=64, ge=1, description="for the evaluation by verifier")
     optimiser: OptimiserConfig = OptimiserConfig(lr=2e-3, warmup=20)
 

@@ -48,7 +48,7 @@ def policy_of(seed: int = 0, *, lora: bool = False, dtype: torch.dtype = torch.f
             torch.nn.init.normal_(p, std=0.05, generator=generator)
     if lora:
         torch.manual_seed(seed)
-        model = add_lora(model, LoraConfig(rank=2, alpha=8))
+        model = add_lora(model, LoraConfig(rank=2, alpha=8, dropout=0.5))
     return Policy(model, tokenizer)
 
 

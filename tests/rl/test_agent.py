@@ -145,6 +145,13 @@ def test_gradient_checkpointing_is_honoured(lab, monkeypatch):
     assert found[0] == pytest.approx(found[1], rel=1e-9)
 
 
+def test_dropout_is_off(lab):
+    """Sampler and trainer are one network, also in training mode and with the dropout of an adapter."""
+    trainer = lab.trainer(lab.agent(lab.policy(lora=True), optimiser={"lr": 0.1}))
+    assert all(step.metrics["health/logp_gap"] < 1e-6 for step in trainer.steps(3))
+    assert any(p.abs().max() > 0.1 for name, p in trainer.agents[0].policy.trainable() if "lora_B" in name)
+
+
 # --- credit ---
 
 

@@ -137,7 +137,8 @@ def test_ranks_share_a_mini_batch_and_lengths_evenly(lab):
     batch = rollouts(lab)
     lengths = batch.prompt_tokens.lengths + batch.lengths
     ranks = [SimpleNamespace(rank=rank, world_size=2) for rank in range(2)]
-    shares = [micro_batches_of_rank(batch, 6, rank) for rank in ranks]
+    agent = lab.agent(algorithm={"micro_batch_tokens": 6})
+    shares = [micro_batches_of_rank(agent, batch, rank) for rank in ranks]
     assert sorted(torch.cat([torch.cat(share) for share in shares]).tolist()) == list(range(6))
     assert [int(lengths[torch.cat(share)].sum()) for share in shares] == [16, 15]
     for share in shares:

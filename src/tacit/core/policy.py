@@ -21,6 +21,7 @@ from tacit.core.runtime import sharded_like, whole
 from tacit.core.scorer import TokenScorer, TokenStats, evaluating, micro_batches
 
 logger = logging.getLogger("tacit")
+MICRO_BATCH_TOKENS = {"cpu": 1024}  # what a core computes on should stay in its cache: with 16384 a small model takes about twice the time
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -94,6 +95,10 @@ class Policy:
 
     # --- one forward pass ---
 
+    def micro_batches(self, lengths: Tensor, budget: int | None = None) -> list[Tensor]:
+        """Row indices of each micro-batch for rows of these lengths (B,); without a budget, as many tokens as suit the device."""
+        return micro_batches(lengths, budget or MICRO_BATCH_TOKENS.get(self.device.type, 16384))
+
     def score(self, prompts: Ragged, completions: Ragged, **wanted: Any) -> TokenStats:
         """One forward pass over these rows, differentiable. `wanted`: temperature=1.0, entropy=False, hidden=False, packed=False.
 
@@ -105,11 +110,11 @@ class Policy:
 
     @torch.no_grad()
     def token_stats(
-        self, prompts: Ragged, completions: Ragged, *, micro_batch_tokens: int = 16384, reference: bool = False, **wanted: Any
+        self, prompts: Ragged, completions: Ragged, *, micro_batch_tokens: int | None = None, reference: bool = False, **wanted: Any
     ) -> TokenStats:
         """The same for any number of rows, in micro-batches, without gradient or dropout, on the CPU; under the reference policy when asked."""
         parts: dict[str, list[Tensor]] = {"logp": [], "entropy": [], "hidden": []}
-        order = micro_batches(prompts.lengths + completions.lengths, micro_batch_tokens)
+        order = self.micro_batches(prompts.lengths + completions.lengths, micro_batch_tokens)
         with evaluating(self.model), self.reference() if reference else nullcontext(self.scorer) as scorer, self.autocast():
             for index in order:
                 stats = scorer(prompts.select(index), completions.select(index), self.pad_id, **wanted)

@@ -1,13 +1,14 @@
 """The generic decoder: any causal LM of `transformers`, with adapters or without, through its own forward pass.
 
-Against `model.generate` it saves what costs most on small models: keys and values are written into buffers with room to spare instead of being copied
-whole at every step, no mask is built when all prompts have the same length, equal prompts are read once, and dropped rows leave the batch.
+Against `model.generate` it saves what costs most on small models: equal prompts are read once, keys and values are appended in place, no mask is built
+when all prompts have the same length, dropped rows leave the batch, and the common families take a leaner step on the CPU (`lean`).
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,13 +21,15 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from tacit.core.policy import Policy
 from tacit.generation.decoder import Handle
+from tacit.generation.lean import LeanStep, lean_step
 
-ROOM = 64  # positions that a buffer has to spare when it is made: it is copied once in so many steps, which attention does at every one
+logger = logging.getLogger("tacit")
+ROOM = 16  # positions that a buffer has to spare when it is made: it is copied once in so many steps, while attention reads it at every one
 
 
 @dataclass(slots=True)
 class State:
-    """What a handle holds: with prompts of unequal length, padded on the left, also which positions count and where each row stands."""
+    """What a handle holds. Prompts of unequal length are padded on the left; then `mask` and `position` say what counts and where each row stands."""
 
     cache: Cache
     mask: Tensor | None = None  # (R, length) bool
@@ -41,28 +44,24 @@ class TransformersDecoder:
         accepted = inspect.signature(policy.base_model.forward).parameters
         if "past_key_values" not in accepted:
             raise ValueError(
-                f"{type(policy.base_model).__name__} takes no past_key_values, so it cannot be decoded step by step; use a causal LM with a key/value cache"
+                f"{type(policy.base_model).__name__} takes no past_key_values, so it cannot be decoded step by step; "
+                "use a causal LM with a key/value cache"
             )
         self._takes_positions = "position_ids" in accepted
-        self._prefill_options = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-        self._in_session = False
+        self._last_logits_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self._evaluating = False
+        self._lean: LeanStep | None = None
+        self._lean_before: bool | None = None
 
     @contextmanager
     def session(self) -> Iterator[None]:
         """Evaluation mode, no gradients, the policy's precision; the modules that were in training mode return to it."""
-        if self._in_session:
-            yield
-            return
-        training = [module for module in self.policy.model.modules() if module.training]
-        self.policy.model.eval()
-        self._in_session = True
-        try:
-            with torch.inference_mode(), self.policy.autocast():
+        with self._evaluation():
+            outer, self._lean = self._lean, self._lean or self._make_lean()
+            try:
                 yield
-        finally:
-            self._in_session = False
-            for module in training:
-                module.training = True
+            finally:
+                self._lean = outer
 
     def prefill(self, prompts: list[list[int]]) -> Handle:
         """Reads R prompts, equal ones once. Raises ValueError when there is none, or an empty one."""
@@ -70,27 +69,25 @@ class TransformersDecoder:
             raise ValueError("prefill needs at least one prompt, and every prompt at least one token")
         places: dict[tuple[int, ...], int] = {}
         rows = [places.setdefault(tuple(prompt), len(places)) for prompt in prompts]
-        with self.session():
+        with self._evaluation():
             handle = self._read(list(places))
             return handle if len(places) == len(prompts) else self.fork(handle, torch.tensor(rows))
 
     def fork(self, handle: Handle, rows: Tensor) -> Handle:
-        with self.session():
-            state: State = handle.state
-            rows = rows.to(handle.logits.device)
+        with self._evaluation():
+            state, rows = handle.state, rows.to(handle.logits.device)
             cache = copy.copy(state.cache)
             cache.layers = [_fork(layer, rows) for layer in cache.layers]
             return Handle(handle.logits[rows], State(cache, _rows(state.mask, rows), _rows(state.position, rows)))
 
     def keep(self, handle: Handle, rows: Tensor) -> None:
-        with self.session():
-            state: State = handle.state
-            rows = rows.to(handle.logits.device)
+        with self._evaluation():
+            state, rows = handle.state, rows.to(handle.logits.device)
             moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
-            in_place = bool((rows[moved] >= len(rows)).all())
+            holes_only = bool((rows[moved] >= len(rows)).all())
             for layer in state.cache.layers:
-                if in_place and isinstance(layer, BufferedLayer):
-                    layer.keep(rows, moved)
+                if holes_only and isinstance(layer, BufferedLayer):
+                    layer.fill_holes(rows, moved)
                 else:
                     layer.reorder_cache(rows)
             handle.logits, state.mask, state.position = handle.logits[rows], _rows(state.mask, rows), _rows(state.position, rows)
@@ -100,21 +97,50 @@ class TransformersDecoder:
         if (tokens is None) == (embeddings is None):
             raise ValueError("a step needs either tokens or embeddings")
         state: State = handle.state
-        with self.session():
-            inputs = {"input_ids": tokens[:, None]} if tokens is not None else {"inputs_embeds": embeddings[:, None]}
+        with self._evaluation():
             if state.mask is not None and state.position is not None:
                 state.mask = torch.cat([state.mask, state.mask.new_ones(len(state.mask), 1)], 1)
                 state.position = state.position + 1
-            handle.logits = self._forward(state, state.position, **inputs)
+            if self._lean is not None:
+                inputs = self._lean.embed(tokens) if embeddings is None else embeddings
+                position = torch.tensor([[state.cache.get_seq_length()]]) if state.position is None else state.position
+                handle.logits = self._lean(inputs, state.cache, position, state.mask)
+            elif tokens is not None:
+                handle.logits = self._forward(state, state.position, input_ids=tokens[:, None])
+            elif embeddings is not None:
+                handle.logits = self._forward(state, state.position, inputs_embeds=embeddings[:, None])
         return handle.logits
 
     def release(self, handle: Handle) -> None:
         handle.logits, handle.state = handle.logits[:0], None
 
+    @contextmanager
+    def _evaluation(self) -> Iterator[None]:
+        if self._evaluating:
+            yield
+            return
+        training = [module for module in self.policy.model.modules() if module.training]
+        self.policy.model.eval()
+        self._evaluating = True
+        try:
+            with torch.inference_mode(), self.policy.autocast():
+                yield
+        finally:
+            self._evaluating = False
+            for module in training:
+                module.training = True
+
+    def _make_lean(self) -> LeanStep | None:
+        autocast = torch.is_autocast_enabled(self.policy.device.type)
+        lean = None if autocast else lean_step(self.policy.model)
+        if self._lean_before is not (lean is not None):
+            self._lean_before = lean is not None
+            logger.info("%s decodes by %s", type(self.policy.base_model).__name__, "its own forward pass" if lean is None else "the lean step")
+        return lean
+
     def _read(self, prompts: list[tuple[int, ...]]) -> Handle:
         """One forward pass over different prompts."""
-        width = max(map(len, prompts))
-        device = self.policy.device
+        width, device = max(map(len, prompts)), self.policy.device
         ids = torch.tensor([[self.policy.pad_id] * (width - len(p)) + list(p) for p in prompts], device=device)
         state, positions = State(buffered_cache(self.policy.base_model)), None
         if min(map(len, prompts)) < width:
@@ -122,7 +148,7 @@ class TransformersDecoder:
             positions = torch.arange(width, device=device) - padding
             state.mask, positions = positions >= 0, positions.clamp(min=0)
             state.position = positions[:, -1:]
-        return Handle(self._forward(state, positions, input_ids=ids, **self._prefill_options), state)
+        return Handle(self._forward(state, positions, input_ids=ids, **self._last_logits_only), state)
 
     def _forward(self, state: State, positions: Tensor | None, **inputs: Any) -> Tensor:
         """Logits (R, V) at the last position. Without padding the model finds mask and positions by itself, and cheaper."""
@@ -137,87 +163,70 @@ class TransformersDecoder:
 
 
 class Buffer:
-    """Keys or values of one layer: `data` (R, heads, capacity, D), of which the positions from start to stop are in use."""
+    """Keys or values of one layer: `data` (R, heads, capacity, D), of which the positions from `start` to `stop` are in use."""
 
-    def __init__(self, data: Tensor | None = None):
-        self.data = data
-        self.start, self.stop = 0, 0
-
-    @property
-    def used(self) -> Tensor:
-        return self.data[:, :, self.start : self.stop]
-
-    def append(self, new: Tensor) -> Tensor:
-        """Adds `new` (R, heads, n, D) and returns all in use, a view."""
-        if self.data is None:
-            self._hold(new)
-        elif self.stop + new.shape[2] <= self.data.shape[2]:
-            self.data[:, :, self.stop : self.stop + new.shape[2]] = new
-            self.stop += new.shape[2]
-        else:
-            self._hold(torch.cat([self.used, new], 2))
-        return self.used
-
-    def select(self, rows: Tensor) -> Buffer:
-        """Another buffer, over these rows."""
-        chosen = Buffer()
-        chosen._hold(self.used[rows])
-        return chosen
-
-    def keep(self, rows: Tensor, moved: Tensor) -> None:
-        """Only these rows from now on; those at `moved` come from behind the last place, and nothing else is copied."""
-        self.used[moved] = self.used[rows[moved]]
-        self.data = self.data[: len(rows)]
-
-    def _hold(self, content: Tensor) -> None:
+    def __init__(self, content: Tensor):
         rows, heads, length, width = content.shape
         self.data = content.new_empty(rows, heads, length + ROOM, width)
         self.data[:, :, :length] = content
         self.start, self.stop = 0, length
 
+    @property
+    def used(self) -> Tensor:
+        return self.data.narrow(2, self.start, self.stop - self.start)
+
+    def append(self, new: Tensor) -> Tensor:
+        """Adds `new` (R, heads, n, D) and returns all in use, a view."""
+        count = new.shape[2]
+        if self.stop + count <= self.data.shape[2]:
+            self.data.narrow(2, self.stop, count).copy_(new)
+            self.stop += count
+        else:
+            self.__init__(torch.cat([self.used, new], 2))
+        return self.used
+
+    def fill_holes(self, rows: Tensor, moved: Tensor) -> None:
+        """Keeps the first len(rows) rows, those at `moved` overwritten by rows[moved], which lie behind; nothing else is copied."""
+        self.used[moved] = self.used[rows[moved]]
+        self.data = self.data[: len(rows)]
+
 
 class BufferedLayer(DynamicLayer):
     """A cache layer that appends in place instead of joining old and new at every step. `keys` and `values` are views of its buffers."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.buffers = [Buffer(), Buffer()]
+    buffers: tuple[Buffer, Buffer]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
+        if self.is_initialized:
+            self.keys, self.values = self.buffers[0].append(key_states), self.buffers[1].append(value_states)
+        else:
             self.lazy_initialization(key_states, value_states)
-        self.keys, self.values = (buffer.append(new) for buffer, new in zip(self.buffers, (key_states, value_states), strict=True))
+            self._hold(key_states, value_states)
         return self.keys, self.values
 
-    def fork(self, rows: Tensor) -> BufferedLayer:
-        layer = copy.copy(self)
-        layer.buffers = [buffer.select(rows) for buffer in self.buffers]
-        layer.keys, layer.values = (buffer.used for buffer in layer.buffers)
-        return layer
-
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.__dict__ = self.fork(beam_idx).__dict__
+        self._hold(*(buffer.used[beam_idx] for buffer in self.buffers))
 
-    def keep(self, rows: Tensor, moved: Tensor) -> None:
-        """See Buffer.keep."""
+    def fill_holes(self, rows: Tensor, moved: Tensor) -> None:
+        """See Buffer.fill_holes."""
         for buffer in self.buffers:
-            buffer.keep(rows, moved)
+            buffer.fill_holes(rows, moved)
+        self.keys, self.values = (buffer.used for buffer in self.buffers)
+
+    def _hold(self, keys: Tensor, values: Tensor) -> None:
+        self.buffers = Buffer(keys), Buffer(values)
         self.keys, self.values = (buffer.used for buffer in self.buffers)
 
 
 class BufferedSlidingLayer(BufferedLayer, DynamicSlidingWindowLayer):
-    """The same for sliding-window attention: what left the window is dropped from sight at once, and from memory at the next growth."""
-
-    def __init__(self, sliding_window: int):
-        DynamicSlidingWindowLayer.__init__(self, sliding_window=sliding_window)
-        self.buffers = [Buffer(), Buffer()]
+    """The same for sliding-window attention: what left the window is out of sight at once, and out of memory when the buffer is next copied."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        everything = BufferedLayer.update(self, key_states, value_states)
+        seen = super().update(key_states, value_states)
         self.cumulative_length += key_states.shape[2]
         for buffer in self.buffers:
             buffer.start = max(buffer.start, buffer.stop - self.sliding_window + 1)
-        return everything
+        return seen
 
 
 def buffered_cache(model: PreTrainedModel) -> Cache:
@@ -232,9 +241,7 @@ def buffered_cache(model: PreTrainedModel) -> Cache:
 
 
 def _fork(layer: Any, rows: Tensor) -> Any:
-    if isinstance(layer, BufferedLayer):
-        return layer.fork(rows)
-    layer = copy.deepcopy(layer)
+    layer = copy.copy(layer) if isinstance(layer, BufferedLayer) else copy.deepcopy(layer)  # a buffered layer replaces its tensors, others may write
     layer.reorder_cache(rows)
     return layer
 

@@ -51,7 +51,6 @@ class Agent:
         self.optimiser_config = optimiser or OptimiserConfig()
         self.components = [*_filters(self.algorithm, self.sampling), *components]
         policy.disable_dropout()
-        policy.model.train()  # transformers honours gradient checkpointing in no other mode, and without dropout nothing else changes
         self.needs = frozenset[str]()
         self.require(_needs(self.algorithm, self.sampling, self.components))
         in_all = steps * optimiser_steps(self.algorithm, self.sampling)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from tacit.core.rollouts import RolloutBatch
 from tacit.core.runtime import Runtime, clip_and_step
-from tacit.core.scorer import micro_batches
 from tacit.rl import aggregation, correction, kl
 from tacit.rl.aggregation import Denominators
 from tacit.rl.losses import PolicyLoss
@@ -84,7 +83,7 @@ def run_update(agent: Agent, update: Update, index: int, runtime: Runtime, seed:
         if not minibatch.action.any():
             continue  # nothing to train on, on any rank
         denominators = aggregation.denominators(minibatch.action, minibatch.offsets, agent.sampling.max_new_tokens)
-        for micro in runtime.even(micro_batches_of_rank(minibatch, agent.algorithm.micro_batch_tokens, runtime)):
+        for micro in runtime.even(micro_batches_of_rank(agent, minibatch, runtime)):
             part = minibatch.select(micro) if len(micro) else _idle(minibatch)
             objective(agent, update, part, denominators, index, meter).backward()
         params = [p for _, p in agent.policy.trainable()]
@@ -127,11 +126,11 @@ def objective(agent: Agent, update: Update, part: RolloutBatch, denominators: De
     return aggregation.aggregate(loss, mask, part.offsets.to(device), update.aggregation, denominators)
 
 
-def micro_batches_of_rank(minibatch: RolloutBatch, budget: int, runtime: Runtime) -> list[Tensor]:
+def micro_batches_of_rank(agent: Agent, minibatch: RolloutBatch, runtime: Runtime) -> list[Tensor]:
     """This rank's rows of a mini-batch, dealt out by length so that ranks do like work, cut into micro-batches."""
     lengths = minibatch.prompt_tokens.lengths + minibatch.lengths
     mine = torch.argsort(lengths, descending=True, stable=True)[runtime.rank :: runtime.world_size]
-    return [mine[index] for index in micro_batches(lengths[mine], budget)]
+    return [mine[index] for index in agent.policy.micro_batches(lengths[mine], agent.algorithm.micro_batch_tokens)]
 
 
 def _idle(minibatch: RolloutBatch) -> RolloutBatch:

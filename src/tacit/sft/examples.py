@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from tacit.core.policy import Policy
 from tacit.core.rollouts import Prompt, Ragged
-from tacit.core.scorer import micro_batches
 
 
 class SolvedTask(Protocol):
@@ -41,7 +40,9 @@ class CompletionLoss:
     Raises ValueError when the task has no solution for a prompt, or an example does not fit the model's context.
     """
 
-    def __init__(self, policy: Policy, task: SolvedTask, *, batch_size: int, seed: int = 0, micro_batch_tokens: int = 16384, packing: bool = True):
+    def __init__(
+        self, policy: Policy, task: SolvedTask, *, batch_size: int, seed: int = 0, micro_batch_tokens: int | None = None, packing: bool = True
+    ):
         self.policy, self.task = policy, task
         self.batch_size, self.seed, self.micro_batch_tokens, self.packing = batch_size, seed, micro_batch_tokens, packing
 
@@ -52,7 +53,7 @@ class CompletionLoss:
         ordinals = range(step * self.batch_size, (step + 1) * self.batch_size)
         batch = self.encode([self.task.prompt_at(ordinal, self.seed) for ordinal in ordinals])
         lengths = batch.prompts.lengths + batch.completions.lengths
-        return [batch.select(index) for index in micro_batches(lengths, self.micro_batch_tokens)]
+        return [batch.select(index) for index in self.policy.micro_batches(lengths, self.micro_batch_tokens)]
 
     def weight(self, micro: Examples) -> float:
         return float(len(micro.completions.values))
