@@ -265,16 +265,16 @@ def test_each_prompt_is_read_once_and_rows_bound_the_batch():
 
 
 def test_prompts_of_like_length_are_decoded_together(policy):
-    class Recording(TransformersDecoder):
-        widths: list[set[int]] = []
+    widths: list[set[int]] = []
 
+    class Recording(TransformersDecoder):
         def prefill(self, prompts):
-            self.widths.append({len(prompt) for prompt in prompts})
+            widths.append({len(prompt) for prompt in prompts})
             return super().prefill(prompts)
 
     prompts = [Prompt(str(i), "1" * (2 + i % 2)) for i in range(8)]
     Sampler(Recording(policy), policy, max_new_tokens=2, rows=8).sample(prompts, 2, seed=0, step=0, groups=list(range(8)))
-    assert Recording.widths == [{2}, {3}]
+    assert widths == [{2}, {3}]
 
 
 def test_a_stop_id_ends_a_row_even_when_the_tokenizer_would_print_it():
@@ -364,7 +364,7 @@ def test_truncated_and_greedy_sampling_are_refused_for_training(policy):
 
 @pytest.mark.parametrize("options", [{"max_new_tokens": 0}, {"rows": 0}, {"top_p": 0.0}, {"top_p": 1.5}, {"stop": [""]}])
 def test_settings_out_of_range(policy, options):
-    with pytest.raises(ValueError, match="must|empty"):
+    with pytest.raises(ValueError, match=r"must|empty"):
         make(policy, **options)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from tacit.config import LoraConfig
 from tacit.core.policy import Policy, add_lora
 from tacit.core.tiny import char_tokenizer
 from tacit.generation import transformers_decoder
+from tacit.generation.lean import lean_step
 from tacit.generation.transformers_decoder import TransformersDecoder, buffered_cache
 
 TOKENIZER = char_tokenizer("abcdefghijklmnop")
@@ -45,9 +47,14 @@ CONFIGS = {
     "gemma2, soft-capped, every other layer sliding": Gemma2Config(
         **ROTARY, sliding_window=5, query_pre_attn_scalar=8, attn_logit_softcapping=2.0, final_logit_softcapping=3.0, attn_implementation="eager"
     ),
+    "llama, biased, wide heads, stretched positions": LlamaConfig(
+        **ROTARY | {"head_dim": 12}, attention_bias=True, mlp_bias=True, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
+    ),
+    "qwen2, last layer sliding": Qwen2Config(**ROTARY, use_sliding_window=True, max_window_layers=1, sliding_window=5),
     "lfm2, convolution and attention": Lfm2Config(**ROTARY, layer_types=["conv", "full_attention"]),
 }
 PROMPTS = {"equal lengths": [[3, 4, 5, 6], [7, 8, 9, 3], [5, 5, 2, 9]], "unequal lengths": [[3, 4, 5, 6, 7, 8, 9], [7, 8], [5, 5, 2, 9]]}
+LEAN = ("llama", "qwen", "mistral")  # families that take the lean step while a session is open
 TOKENS = torch.tensor([[4, 9, 11], [2, 3, 3], [10, 4, 7], [6, 6, 2], [8, 3, 12], [5, 11, 17]])  # (steps, rows)
 
 
@@ -67,6 +74,12 @@ def policy(request) -> Policy:
     return build(CONFIGS[request.param])
 
 
+@pytest.fixture(params=["in a session", "without session"])
+def session(request):
+    """Opens a session of a decoder, or none."""
+    return TransformersDecoder.session if request.param == "in a session" else nullcontext
+
+
 @pytest.fixture(scope="module")
 def llama() -> Policy:
     return build(CONFIGS["llama"])
@@ -83,49 +96,100 @@ def extended(prompts, tokens: Tensor) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("kind", PROMPTS)
-def test_every_step_equals_a_full_forward(policy, kind, monkeypatch):
+def test_every_step_equals_a_full_forward(policy, kind, session, monkeypatch):
     monkeypatch.setattr(transformers_decoder, "ROOM", 2)  # the buffers grow on the way
     prompts, decoder = PROMPTS[kind], TransformersDecoder(policy)
-    handle = decoder.prefill(prompts)
     expected = full_forward(policy.model, prompts)
     assert expected.std(0).mean() > 0.1  # rows differ, or equality would mean little
-    assert torch.allclose(handle.logits, expected, atol=1e-5)
-    for step in range(len(TOKENS)):
-        logits = decoder.step(handle, TOKENS[step])
-        assert torch.allclose(logits, full_forward(policy.model, extended(prompts, TOKENS[: step + 1])), atol=1e-5), f"step {step}"
+    with session(decoder):
+        handle = decoder.prefill(prompts)
+        assert torch.allclose(handle.logits, expected, atol=1e-5)
+        for step in range(len(TOKENS)):
+            logits = decoder.step(handle, TOKENS[step])
+            assert torch.allclose(logits, full_forward(policy.model, extended(prompts, TOKENS[: step + 1])), atol=1e-5), f"step {step}"
 
 
 @pytest.mark.parametrize("kind", PROMPTS)
-def test_rows_can_be_duplicated_and_dropped_and_the_original_stays(policy, kind):
+def test_rows_can_be_duplicated_and_dropped_and_the_original_stays(policy, kind, session):
     prompts, decoder = PROMPTS[kind], TransformersDecoder(policy)
-    handle = decoder.prefill(prompts)
-    decoder.step(handle, TOKENS[0])
-    before = handle.logits.clone()
+    with session(decoder):
+        handle = decoder.prefill(prompts)
+        decoder.step(handle, TOKENS[0])
+        before = handle.logits.clone()
 
-    forked = decoder.fork(handle, torch.tensor([2, 0, 0, 1]))
-    assert forked.rows == 4 and torch.equal(forked.logits, before[[2, 0, 0, 1]])
-    found = decoder.step(forked, torch.tensor([3, 4, 5, 6]))
-    told = [[*prompts[row], int(TOKENS[0, row]), token] for row, token in zip([2, 0, 0, 1], [3, 4, 5, 6], strict=True)]
-    assert torch.allclose(found, full_forward(policy.model, told), atol=1e-5)
+        forked = decoder.fork(handle, torch.tensor([2, 0, 0, 1]))
+        assert forked.rows == 4 and torch.equal(forked.logits, before[[2, 0, 0, 1]])
+        found = decoder.step(forked, torch.tensor([3, 4, 5, 6]))
+        told = [[*prompts[row], int(TOKENS[0, row]), token] for row, token in zip([2, 0, 0, 1], [3, 4, 5, 6], strict=True)]
+        assert torch.allclose(found, full_forward(policy.model, told), atol=1e-5)
 
-    for rows in ([0, 3, 2], [2, 0]):  # a hole filled from the end; then a reordering
-        decoder.keep(forked, torch.tensor(rows))
-        told = [told[row] for row in rows]
-        assert forked.rows == len(rows) and torch.allclose(forked.logits, full_forward(policy.model, told), atol=1e-5)
-        told = [[*row, 7] for row in told]
-        assert torch.allclose(decoder.step(forked, torch.full((len(rows),), 7)), full_forward(policy.model, told), atol=1e-5)
+        for rows in ([0, 3, 2], [2, 0]):  # a hole filled from the end; then a reordering
+            decoder.keep(forked, torch.tensor(rows))
+            told = [told[row] for row in rows]
+            assert forked.rows == len(rows) and torch.allclose(forked.logits, full_forward(policy.model, told), atol=1e-5)
+            told = [[*row, 7] for row in told]
+            assert torch.allclose(decoder.step(forked, torch.full((len(rows),), 7)), full_forward(policy.model, told), atol=1e-5)
 
-    assert torch.equal(handle.logits, before)
-    assert torch.allclose(decoder.step(handle, TOKENS[1]), full_forward(policy.model, extended(prompts, TOKENS[:2])), atol=1e-5)
+        assert torch.equal(handle.logits, before)
+        assert torch.allclose(decoder.step(handle, TOKENS[1]), full_forward(policy.model, extended(prompts, TOKENS[:2])), atol=1e-5)
 
 
-def test_an_embedding_is_as_good_as_its_token(policy):
+def test_an_embedding_is_as_good_as_its_token(policy, session):
     prompts, decoder = PROMPTS["unequal lengths"], TransformersDecoder(policy)
-    by_token, by_embedding = decoder.prefill(prompts), decoder.prefill(prompts)
     table = policy.model.get_input_embeddings()
-    for tokens in TOKENS[:2]:
-        embeddings = table(tokens).detach()
-        assert torch.allclose(decoder.step(by_token, tokens), decoder.step(by_embedding, embeddings=embeddings), atol=1e-6)
+    with session(decoder):
+        by_token, by_embedding = decoder.prefill(prompts), decoder.prefill(prompts)
+        for tokens in TOKENS[:2]:
+            embeddings = table(tokens).detach()
+            assert torch.allclose(decoder.step(by_token, tokens), decoder.step(by_embedding, embeddings=embeddings), atol=1e-6)
+
+
+def test_the_two_ways_to_step_share_their_handles(llama):
+    prompts, decoder = PROMPTS["unequal lengths"], TransformersDecoder(llama)
+    handle = decoder.prefill(prompts)
+    for step in range(4):
+        with decoder.session() if step % 2 else nullcontext():
+            logits = decoder.step(handle, TOKENS[step])
+        assert torch.allclose(logits, full_forward(llama.model, extended(prompts, TOKENS[: step + 1])), atol=1e-5)
+
+
+def test_who_takes_the_lean_step(policy, request):
+    name = request.node.callspec.params["policy"]
+    assert (lean_step(policy.model) is not None) == name.startswith(LEAN)
+    calls = []
+    hook = policy.base_model.get_output_embeddings().register_forward_hook(lambda *args: calls.append(1))
+    assert lean_step(policy.model) is None  # a hook wants to see the modules run
+    hook.remove()
+    with TransformersDecoder(policy).session():
+        pass
+    if name.startswith(LEAN):
+        policy.model.to(torch.bfloat16)
+        assert lean_step(policy.model) is None
+        policy.model.float()
+
+
+def test_the_lean_step_runs_no_module_but_the_embeddings(llama):
+    decoder = TransformersDecoder(llama)
+    with decoder.session():
+        handle = decoder.prefill([[3, 4]])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(llama.model), "forward", None)
+            decoder.step(handle, torch.tensor([5]))
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(TypeError):
+        patch.setattr(type(llama.model), "forward", None)
+        decoder.step(handle, torch.tensor([5]))
+
+
+def test_a_session_sees_the_weights_it_began_with_and_the_next_the_new_ones(llama):
+    decoder = TransformersDecoder(llama)
+    weight = llama.model.model.layers[0].mlp.down_proj.weight
+    before = weight.detach().clone()
+    for scale in (1.0, 0.5):
+        weight.data.copy_(before * scale)
+        with decoder.session():
+            handle = decoder.prefill([[3, 4]])
+            assert torch.allclose(decoder.step(handle, torch.tensor([5])), full_forward(llama.model, [[3, 4, 5]]), atol=1e-5)
+    weight.data.copy_(before)
 
 
 def test_equal_prompts_are_read_once(llama):

@@ -135,7 +135,11 @@ def test_advantages_are_those_of_whole_groups(run):
 def test_a_filter_is_its_own_agents(lab):
     """Two agents, one of them filtered: groups whose rewards all agree are lost to that one alone."""
     agents = [lab.agent(index=i, algorithm={"filter": {"drop_constant": i == 0, "max_rounds": 1}}) for i in range(2)]
-    step = lab.trainer(agents, reward=lambda prompts, completions: [lab.score(float(p.id < "letter-2") * (i % 2)) for i, p in enumerate(prompts)]).step()
+
+    def reward(prompts: list[Prompt], completions: list[str]) -> list[Any]:
+        return [lab.score(float(prompt.id < "letter-2") * (row % 2)) for row, prompt in enumerate(prompts)]
+
+    step = lab.trainer(agents, reward=reward).step()
     kept = step.drawn.select(step.kept)
     assert kept.group[kept.agent == 0].unique().tolist() == [0, 1]
     assert kept.group[kept.agent == 1].unique().tolist() == [0, 1, 2, 3]

@@ -145,6 +145,35 @@ def test_ranks_share_a_mini_batch_and_lengths_evenly(lab):
         assert all(len(rows) == 1 or len(rows) * int(lengths[rows].max()) <= 6 for rows in share)
 
 
+# --- rows without a say ---
+
+
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+@pytest.mark.parametrize("mode", MODES)
+def test_leaving_out_silent_rows_changes_nothing(lab, watch, loss, mode):
+    batch = rollouts(lab)
+    values = torch.tensor([0.0, -0.5, 0.0, 0.7, -1.0, 0.0], dtype=torch.float64)[batch.row_of_token]
+    bound = bind_loss(AlgorithmConfig(loss=loss))
+    for skip in (False, True):
+        agent = lab.agent(sampling={"max_new_tokens": 5}, optimiser={"max_grad_norm": None})
+        run_update(agent, Update(batch, values, bound, mode, skip_silent=skip), 0, RUNTIME, (0,))
+    assert sorted(watch.rows[-1]) == [1, 4], "row 3 has no trained token, the others no advantage"
+    assert_close(watch.gradients[1], watch.gradients[0], rtol=0, atol=1e-12)
+    assert watch.losses[1] == pytest.approx(watch.losses[0], abs=1e-12)
+
+
+def test_a_batch_that_is_silent_altogether_is_a_step_with_gradient_zero(lab, watch):
+    agents = [lab.agent(), lab.agent()]
+    loud, silent = per_token(rollouts(lab)), torch.zeros(len(MASK), dtype=torch.float64)
+    for agent, skip in zip(agents, (False, True), strict=True):
+        for values in (loud, silent):  # the second step moves by the momentum of the first
+            run_update(agent, Update(rollouts(lab), values, agent.loss, skip_silent=skip), 0, RUNTIME, (0,))
+    assert watch.gradients[-1].abs().sum() == 0
+    (plain, skipping) = (agent.policy.state_dict() for agent in agents)
+    for name, weight in plain.items():
+        assert_close(skipping[name], weight, rtol=0, atol=1e-12)
+
+
 # --- by hand ---
 
 

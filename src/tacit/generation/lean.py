@@ -1,7 +1,7 @@
 """A leaner decode step for Llama, Mistral, Qwen2 and Qwen3 on the CPU, where a small model spends most of its step outside its matrix products.
 
-It reads the model's own weights and its own cache, so prompts are read by the ordinary forward pass, and either may take the next step. It does without
-mask building, module calls and keyword plumbing, norms in seven operations, and rotary positions for queries and keys apart.
+It reads the model's own weights and its own cache, so prompts are read by the ordinary forward pass, and either may take the next step. It does
+without mask building, module calls and keyword plumbing, norms in seven operations, and rotary positions for queries and keys apart.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class LeanStep:
 
 
 def lean_step(model: PreTrainedModel) -> LeanStep | None:
-    """None when the model is of another kind, elsewhere than on the CPU, or altered in a way that the lean step would pass over: adapters, hooks, shards."""
+    """None when the model is of another kind, not on the CPU, or altered in a way that the lean step would pass over: adapters, hooks, shards."""
     if type(model) not in FAMILY or any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
         return None
     plain = (type(p) is nn.Parameter and p.device.type == "cpu" and p.dtype in (torch.float32, torch.float64) for p in model.parameters())
@@ -86,17 +86,21 @@ def lean_step(model: PreTrainedModel) -> LeanStep | None:
 
 
 def _block(layer: Any) -> Block:
-    attention, mlp = layer.self_attn, layer.mlp
-    head_norm = None
+    attention, mlp, head_norm = layer.self_attn, layer.mlp, None
     if hasattr(attention, "q_norm"):
         pairs = (attention.q_norm, attention.q_proj), (attention.k_norm, attention.k_proj)
         head_norm = torch.cat([norm.weight.expand(projection.out_features // attention.head_dim, -1) for norm, projection in pairs])
     return Block(
-        layer.input_layernorm.weight,
-        *map(_projection, (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj)),
-        head_norm,
-        layer.post_attention_layernorm.weight,
-        *map(_projection, (mlp.gate_proj, mlp.up_proj, mlp.down_proj)),
+        attention_norm=layer.input_layernorm.weight,
+        query=_projection(attention.q_proj),
+        key=_projection(attention.k_proj),
+        value=_projection(attention.v_proj),
+        output=_projection(attention.o_proj),
+        head_norm=head_norm,
+        mlp_norm=layer.post_attention_layernorm.weight,
+        gate=_projection(mlp.gate_proj),
+        up=_projection(mlp.up_proj),
+        down=_projection(mlp.down_proj),
     )
 
 

@@ -3,8 +3,8 @@
     row key = mix(mix(mix(mix(mix(seed + g) + agent + g) + step + g) + group + g) + sample + g)
     uniform = (mix(row key + (position + 1) g) >> 11) / 2^53
 
-with `mix` the finaliser of SplitMix64, g its increment, all modulo 2^64: a row is a SplitMix64 stream, read at any place. What is drawn depends on no
-other row, so neither on batching nor on order nor on the number of workers, and any language gives the same numbers.
+with `mix` the finaliser of SplitMix64 and g its increment, all modulo 2^64: a row is a SplitMix64 stream, read at any place. What is drawn depends on
+no other row, so neither on batching nor on order nor on the number of workers, and any language gives the same numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """The 64-bit finaliser, a bijection. Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014 (variant 13 of Stafford)."""
+    """The 64-bit finaliser, a bijection. Source: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -35,16 +35,16 @@ def row_keys(seed: int, step: int, groups: ArrayLike, samples: ArrayLike, *, age
 def uniforms(keys: NDArray[np.uint64], positions: ArrayLike) -> NDArray[np.float64]:
     """Uniform numbers in [0, 1), multiples of 2^-53, at these token positions of these rows; the two broadcast."""
     counter = np.atleast_1d(np.asarray(positions)).astype(np.uint64) + np.uint64(1)
-    return (splitmix64(keys + counter * GOLDEN) >> np.uint64(11)) * 2.0**-53
+    return (splitmix64(keys + counter * GOLDEN) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def sample_from(logits: Tensor, uniforms: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Draws a token per row by inverse CDF in vocabulary order: logits (R, V), uniforms (R,) float64 in [0, 1) -> token (R,) int64, logp (R,) float64.
+    """A token per row: logits (R, V) and uniforms (R,) float64 in [0, 1) to token (R,) int64 and logp (R,) float64.
 
-    The token is the first whose cumulative probability exceeds the uniform; one of probability zero is never drawn. `logp` is
-    log-softmax(logits / temperature) at the token, also under `top_p` < 1, which keeps the smallest set of likeliest tokens that holds at least that
-    much probability (Holtzman et al. 2020) and is for evaluation. A temperature of 0 takes the likeliest token, with its log-prob at temperature 1.
-    A row whose logits hold NaN, or nothing finite, gives an arbitrary token with logp NaN.
+    The token is the first, in the order of the vocabulary, whose cumulative probability exceeds the uniform; one of probability zero is never drawn.
+    `logp` is log-softmax(logits / temperature) at the token, also under `top_p` < 1, which keeps the smallest set of likeliest tokens that holds at
+    least that much probability (Holtzman et al. 2020) and is for evaluation. A temperature of 0 takes the likeliest token, with its log-prob at
+    temperature 1. A row whose logits hold NaN, or nothing finite, gives an arbitrary token with logp NaN.
     """
     if logits.device.type == "mps":  # knows no float64
         logits, uniforms = logits.cpu(), uniforms.cpu()

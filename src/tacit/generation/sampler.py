@@ -1,4 +1,4 @@
-"""Sampler: groups of completions, each token drawn with its own number, so that a rollout depends on the weights and its place and on nothing else."""
+"""Sampler: groups of completions, each token drawn with a number of its own, so that a rollout depends on nothing but the weights and its place."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ class SampleStats:
 class Sampler:
     """Draws groups of completions from `decoder`. A completion ends at a stop id, with a stop string, or at the length limit.
 
-    A stop id stays in the completion as its last token. A stop string is looked for in the decoded text and may begin and end inside tokens: the text is
-    cut before it, the tokens stay as sampled. `rows` bounds the sequences decoded at a time and changes nothing in what is drawn. `progress` is called
-    once a step with the number of tokens drawn so far. Raises ValueError for settings out of range.
+    A stop id stays in the completion as its last token. A stop string is looked for in the decoded text and may begin and end inside tokens: the text
+    is cut before it, the tokens stay as sampled. `rows` bounds the sequences decoded at a time and changes nothing in what is drawn. `progress` is
+    called once a step with the number of tokens drawn so far. Raises ValueError for settings out of range.
     """
 
     def __init__(
@@ -172,8 +172,8 @@ class Sampler:
     def _refuse_unsuitable_for_training(self, temperature: float) -> None:
         if self.top_p < 1:
             raise ValueError(
-                f"top_p={self.top_p} is for evaluation: it draws from a truncated distribution, while log-probs and importance ratios are those of the "
-                "whole one, so ratios would average below 1 and bias every update; train with top_p=1, or pass role=Role.PROBE for rollouts that are only measured"
+                f"top_p={self.top_p} is for evaluation: it draws from a truncated distribution, while log-probs and importance ratios are those of "
+                "the whole one, so the ratios average below 1 and bias every update; train with top_p=1, or pass role=Role.PROBE to measure only"
             )
         if temperature <= 0:
             raise ValueError(

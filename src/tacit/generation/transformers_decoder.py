@@ -1,7 +1,7 @@
 """The generic decoder: any causal LM of `transformers`, with adapters or without, through its own forward pass.
 
-Against `model.generate` it saves what costs most on small models: equal prompts are read once, keys and values are appended in place, no mask is built
-when all prompts have the same length, dropped rows leave the batch, and the common families take a leaner step on the CPU (`lean`).
+Against `model.generate` it saves what costs most on small models: equal prompts are read once, keys and values are appended in place, no mask is
+built when all prompts have the same length, dropped rows leave the batch, and the common families take a leaner step on the CPU (`lean`).
 """
 
 from __future__ import annotations
@@ -166,10 +166,7 @@ class Buffer:
     """Keys or values of one layer: `data` (R, heads, capacity, D), of which the positions from `start` to `stop` are in use."""
 
     def __init__(self, content: Tensor):
-        rows, heads, length, width = content.shape
-        self.data = content.new_empty(rows, heads, length + ROOM, width)
-        self.data[:, :, :length] = content
-        self.start, self.stop = 0, length
+        self._hold(content)
 
     @property
     def used(self) -> Tensor:
@@ -182,13 +179,19 @@ class Buffer:
             self.data.narrow(2, self.stop, count).copy_(new)
             self.stop += count
         else:
-            self.__init__(torch.cat([self.used, new], 2))
+            self._hold(torch.cat([self.used, new], 2))
         return self.used
 
     def fill_holes(self, rows: Tensor, moved: Tensor) -> None:
         """Keeps the first len(rows) rows, those at `moved` overwritten by rows[moved], which lie behind; nothing else is copied."""
         self.used[moved] = self.used[rows[moved]]
         self.data = self.data[: len(rows)]
+
+    def _hold(self, content: Tensor) -> None:
+        rows, heads, length, width = content.shape
+        self.data = content.new_empty(rows, heads, length + ROOM, width)
+        self.data[:, :, :length] = content
+        self.start, self.stop = 0, length
 
 
 class BufferedLayer(DynamicLayer):
@@ -197,12 +200,12 @@ class BufferedLayer(DynamicLayer):
     buffers: tuple[Buffer, Buffer]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if self.is_initialized:
-            self.keys, self.values = self.buffers[0].append(key_states), self.buffers[1].append(value_states)
-        else:
+        if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self._hold(key_states, value_states)
-        return self.keys, self.values
+            return self._hold(key_states, value_states)
+        keys, values = self.buffers[0].append(key_states), self.buffers[1].append(value_states)
+        self.keys, self.values = keys, values
+        return keys, values
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._hold(*(buffer.used[beam_idx] for buffer in self.buffers))
@@ -211,11 +214,12 @@ class BufferedLayer(DynamicLayer):
         """See Buffer.fill_holes."""
         for buffer in self.buffers:
             buffer.fill_holes(rows, moved)
-        self.keys, self.values = (buffer.used for buffer in self.buffers)
+        self.keys, self.values = self.buffers[0].used, self.buffers[1].used
 
-    def _hold(self, keys: Tensor, values: Tensor) -> None:
+    def _hold(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         self.buffers = Buffer(keys), Buffer(values)
-        self.keys, self.values = (buffer.used for buffer in self.buffers)
+        self.keys, self.values = self.buffers[0].used, self.buffers[1].used
+        return keys, values
 
 
 class BufferedSlidingLayer(BufferedLayer, DynamicSlidingWindowLayer):

@@ -151,6 +151,7 @@ class Agent:
             importance_cap=config.importance_cap,
             epochs=config.epochs,
             minibatch_rows=config.minibatch_rows,
+            skip_silent=config.loss in LOSSES and not in_loss,
         )
 
     # --- resuming ---

@@ -63,6 +63,7 @@ class Update:
     minibatch_rows: int | None = None
     shuffle: bool = True
     tag: str = "policy"
+    skip_silent: bool = False  # leave out rows whose advantages are all exactly 0: for losses that are 0 there, with their gradient
 
     def minibatches(self, seed: tuple[int, ...]) -> Iterator[Tensor]:
         """Row indices of every optimiser step. With more than one step per epoch, rows are shuffled by a generator of this seed."""
@@ -83,11 +84,16 @@ def run_update(agent: Agent, update: Update, index: int, runtime: Runtime, seed:
         if not minibatch.action.any():
             continue  # nothing to train on, on any rank
         denominators = aggregation.denominators(minibatch.action, minibatch.offsets, agent.sampling.max_new_tokens)
+        if update.skip_silent:  # after the denominators, which count every row
+            minibatch = minibatch.select(has_say(minibatch))
         for micro in runtime.even(micro_batches_of_rank(agent, minibatch, runtime)):
             part = minibatch.select(micro) if len(micro) else _idle(minibatch)
             objective(agent, update, part, denominators, index, meter).backward()
         params = [p for _, p in agent.policy.trainable()]
         runtime.reduce_gradients(params)
+        if not len(minibatch):  # a gradient of 0 is still a step: moments decay, the schedule goes on
+            for p in params:
+                p.grad = torch.zeros_like(p)
         meter.add_step(clip_and_step(agent.optimiser, agent.scheduler, params, agent.optimiser_config.max_grad_norm))
         agent.policy.version += 1
     return meter.means(runtime)
@@ -124,6 +130,12 @@ def objective(agent: Agent, update: Update, part: RolloutBatch, denominators: De
         meter.add("loss/kl", divergence, mask)
         loss = loss + update.kl.coefficient * divergence
     return aggregation.aggregate(loss, mask, part.offsets.to(device), update.aggregation, denominators)
+
+
+def has_say(batch: RolloutBatch) -> Tensor:
+    """(B,) bool: rows with a trained token whose advantage is not 0."""
+    loud = batch.action & (batch.token_advantage != 0)
+    return torch.zeros(len(batch), dtype=torch.bool).index_put_((batch.row_of_token[loud],), torch.tensor(True))
 
 
 def micro_batches_of_rank(agent: Agent, minibatch: RolloutBatch, runtime: Runtime) -> list[Tensor]:
