@@ -166,7 +166,7 @@ class KeepGradient:
 def ours(given: Given, case: Case) -> Outcome:
     algorithm: dict[str, Any] = {**case.ours, "old_logprobs": "recompute" if case.off_policy else "auto"}
     if case.micro_batches > 1:
-        algorithm["micro_batch_tokens"] = 200
+        algorithm["micro_batch_tokens"] = 100
     policy = load_tacit(given.folder)
     sampling = SamplingConfig(prompts=GROUPS, group_size=GROUP_SIZE, max_new_tokens=MAX_NEW_TOKENS, temperature=case.temperature)
     agent = Agent(policy, algorithm=AlgorithmConfig(**algorithm), sampling=sampling)  # keeps the reference

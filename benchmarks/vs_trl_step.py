@@ -145,7 +145,7 @@ class Times:
 def tacit_trainer(case: Case, folder: Path, precision: str = "fp32") -> Trainer:
     agent = Agent(
         load_tacit(folder, bf16=precision == "bf16"),
-        algorithm=AlgorithmConfig(advantage="grpo", clip_low=CLIP[0], clip_high=CLIP[1], aggregation="token-mean", micro_batch_tokens=2048),
+        algorithm=AlgorithmConfig(advantage="grpo", clip_low=CLIP[0], clip_high=CLIP[1], aggregation="token-mean"),
         optimiser=OptimiserConfig(lr=LEARNING_RATE, betas=BETAS),
         sampling=SamplingConfig(prompts=case.prompts, group_size=case.group_size, max_new_tokens=case.max_new_tokens),
     )
@@ -293,9 +293,9 @@ def same_work(trl: GRPOTrainer, tacit: Trainer, step: Step, *, exact: bool) -> d
     return found
 
 
-def tune(case: Case, folder: Path) -> list[dict[str, Any]]:
+def tune(case: Case, folder: Path, threads: int) -> list[dict[str, Any]]:
     """How fast TRL is with one or four micro-batches, in fp32 and bf16."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads)
     tried = []
     for precision in ("fp32", "bf16"):
         for micro_batches in (1, 4):
@@ -316,15 +316,15 @@ def fastest(tried: list[dict[str, Any]], precision: str) -> int:
 def run(case: Case, options: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """All races of a case, and how TRL was tuned for them."""
     with saved_model(case.model, LETTERS, SEED, partial(lean, end=case.end)) as folder:
-        tried = [] if options.quick else tune(case, folder)
-        runs = [(threads, precision) for threads, precision in case.runs if options.threads in (None, threads)]
+        tried = [] if options.quick else tune(case, folder, options.threads or 2)
+        runs = [(threads, precision) for threads, precision in case.runs if threads == (1 if options.quick else options.threads or threads)]
         pairs = min(case.pairs, 3) if options.quick else case.pairs
         return [race(case, folder, threads, precision, pairs, fastest(tried, precision)) for threads, precision in runs], tried
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="under a minute: small model, few pairs, TRL not tuned")
+    parser.add_argument("--quick", action="store_true", help="under a minute: small model, one thread, few pairs, TRL not tuned")
     parser.add_argument("--case", default="", help="only cases whose name contains this")
     parser.add_argument("--threads", type=int, help="only with so many threads")
     options = parser.parse_args()

@@ -22,7 +22,7 @@ class Strict(BaseModel):
 class TinyConfig(Strict):
     """A small model built from scratch, with a character tokenizer over the task's alphabet."""
 
-    family: Literal["llama", "qwen2", "qwen3"] = "qwen2"
+    family: Literal["llama", "qwen2", "qwen3"] = "llama"
     hidden: int = Field(default=64, ge=8, description="width of the residual stream")
     layers: int = Field(default=4, ge=1)
     heads: int = Field(default=4, ge=1)
