@@ -154,9 +154,12 @@ def test_leaving_out_silent_rows_changes_nothing(lab, watch, loss, mode):
     batch = rollouts(lab)
     values = torch.tensor([0.0, -0.5, 0.0, 0.7, -1.0, 0.0], dtype=torch.float64)[batch.row_of_token]
     bound = bind_loss(AlgorithmConfig(loss=loss))
+    metrics = []
     for skip in (False, True):
         agent = lab.agent(sampling={"max_new_tokens": 5}, optimiser={"max_grad_norm": None})
-        run_update(agent, Update(batch, values, bound, mode, skip_silent=skip), 0, RUNTIME, (0,))
+        metrics.append(run_update(agent, Update(batch, values, bound, mode, skip_silent=skip), 0, RUNTIME, (0,)))
+    for name in ("loss/policy", "optimiser/grad_norm"):
+        assert metrics[1][name] == pytest.approx(metrics[0][name], abs=1e-12)
     assert sorted(watch.rows[-1]) == [1, 4], "row 3 has no trained token, the others no advantage"
     assert_close(watch.gradients[1], watch.gradients[0], rtol=0, atol=1e-12)
     assert watch.losses[1] == pytest.approx(watch.losses[0], abs=1e-12)

@@ -85,7 +85,10 @@ def run_update(agent: Agent, update: Update, index: int, runtime: Runtime, seed:
             continue  # nothing to train on, on any rank
         denominators = aggregation.denominators(minibatch.action, minibatch.offsets, agent.sampling.max_new_tokens)
         if update.skip_silent:  # after the denominators, which count every row
+            tokens = int(minibatch.action.sum())
             minibatch = minibatch.select(has_say(minibatch))
+            if runtime.is_main:
+                meter.add_zeros("loss/policy", tokens - int(minibatch.action.sum()))
         for micro in runtime.even(micro_batches_of_rank(agent, minibatch, runtime)):
             part = minibatch.select(micro) if len(micro) else _idle(minibatch)
             objective(agent, update, part, denominators, index, meter).backward()
@@ -162,6 +165,11 @@ class Meter:
         total = self.sums.setdefault(name, [0.0, 0.0])
         total[0] += float(values.detach()[mask].sum())
         total[1] += float(mask.sum())
+
+    def add_zeros(self, name: str, tokens: int) -> None:
+        """The metric is 0 at so many tokens that were not computed."""
+
+        self.sums.setdefault(name, [0.0, 0.0])[1] += tokens
 
     def add_step(self, norm: float) -> None:
         self.norms.append(norm)
