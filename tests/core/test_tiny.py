@@ -87,7 +87,7 @@ def test_default_size_and_ids(family, tokenizer):
 
 def test_size_counts_out_by_hand():
     """qwen2, hidden 8, 1 layer, 2 heads, mlp 16, 5 tokens: embeddings 40; q, k, v 3·(64 + 8), o 64; mlp 3·128; three norms 24."""
-    config = TinyConfig(hidden=8, layers=1, heads=2, mlp=16)
+    config = TinyConfig(family="qwen2", hidden=8, layers=1, heads=2, mlp=16)
     assert tiny_model(config, 5).num_parameters() == 40 + 3 * 72 + 64 + 384 + 24
 
 

@@ -124,10 +124,19 @@ def test_top_p_by_hand():
     logits, numbers = np.log([0.1, 0.2, 0.3, 0.4]).tolist(), (np.arange(1000) + 0.5) / 1000
     for top_p, allowed in [(0.3, {3}), (0.69, {2, 3}), (0.71, {1, 2, 3}), (1.0, {0, 1, 2, 3})]:
         assert set(draws(logits, numbers, top_p=top_p).tolist()) == allowed
+    assert set(draws([0.0, 0.0], numbers, top_p=0.5).tolist()) == {0}  # the first of two halves is enough
     counts = torch.bincount(draws(logits, numbers, top_p=0.69), minlength=4) / 1000
     assert counts[2].item() == pytest.approx(3 / 7, abs=2e-3)
     _, logp = sample_from(torch.tensor([logits]), torch.tensor([0.99], dtype=torch.float64), top_p=0.3)
     assert logp.item() == pytest.approx(np.log(0.4), abs=1e-6)
+
+
+def test_what_has_no_probability_is_not_drawn_even_where_sums_are_taken_in_parallel(monkeypatch):
+    """On other devices a cumulative sum may differ in its last bits from one entry to the next, and rise where nothing was added."""
+    cumsum = torch.Tensor.cumsum
+    monkeypatch.setattr(torch.Tensor, "cumsum", lambda x, dim: cumsum(x, dim) * torch.tensor([1, 1 + 2e-16, 1 - 2e-16, 1 + 4e-16], dtype=x.dtype))
+    numbers = np.array([0.0, 0.5 - 1e-9, 0.5 + 1e-9, 1 - 2.0**-53])
+    assert draws([0.0, -torch.inf, 0.0, -torch.inf], numbers).tolist() == [0, 0, 2, 2]
 
 
 def test_broken_logits_give_nan_not_a_crash():
@@ -151,7 +160,7 @@ def test_matches_the_distribution():
 logit_rows = arrays(
     np.float64, st.integers(1, 40), elements=st.one_of(st.just(-np.inf), st.floats(-800, 800), st.sampled_from([0.0, -745.2, -3.4e38, 30.0]))
 ).filter(lambda row: np.isfinite(row).any())
-numbers_in_reach = st.one_of(st.sampled_from([0.0, 2.0**-53, 0.5, 1 - 2.0**-53]), st.floats(0, 1, exclude_max=True))
+numbers_in_reach = st.one_of(st.sampled_from([0.0, 2.0**-53, 0.5, 1 - 2.0**-53, 1.0]), st.floats(0, 1, exclude_max=True))
 
 
 @given(logit_rows, numbers_in_reach, st.sampled_from([0.05, 0.7, 1.0, 3.0]), st.sampled_from([1.0, 0.9, 0.2]))

@@ -16,7 +16,7 @@ from tacit.core.tiny import char_tokenizer, tiny_model
 from tacit.rl.agent import Agent
 from tacit.rl.trainer import Trainer
 
-TINY = TinyConfig(hidden=16, layers=1, heads=2, mlp=32, context=32)
+TINY = TinyConfig(family="qwen2", hidden=16, layers=1, heads=2, mlp=32, context=32)
 
 
 @dataclass

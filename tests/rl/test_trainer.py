@@ -16,6 +16,7 @@ from tacit.core.rollouts import RolloutBatch
 from tacit.rl.component import Component
 from tacit.rl.step import STAGES, Step
 from tacit.rl.trainer import Trainer, with_scores
+from tacit.rl.update import Update
 
 # --- one step ---
 
@@ -52,6 +53,23 @@ def test_steps_walk_through_the_stream(lab):
 def test_the_seed_decides_what_is_drawn(lab):
     tokens = [lab.trainer(seed=seed).step().drawn.token.tolist() for seed in (0, 0, 1)]
     assert tokens[0] == tokens[1] != tokens[2]
+
+
+def test_every_step_agent_and_seed_shuffles_anew(lab, monkeypatch):
+    """The same mini-batches in every step would be the same neighbours in every step."""
+    orders = []
+
+    original = Update.minibatches
+
+    def spy(update, seed):
+        parts = list(original(update, seed))
+        orders.append(tuple(torch.cat(parts).tolist()))
+        return iter(parts)
+
+    monkeypatch.setattr(Update, "minibatches", spy)
+    for seed in (0, 1):
+        list(lab.trainer([lab.agent(index=i, algorithm={"minibatch_rows": 4}) for i in range(2)], seed=seed).steps(2))
+    assert len(orders) == len(set(orders)) == 8
 
 
 def test_the_trainer_agrees_with_the_sampler_after_every_update(lab):
@@ -140,11 +158,14 @@ def test_scores_by_hand(lab):
 
 
 class Seen(Component):
-    """What credit is asked about."""
+    """What credit is asked about, and whose rollouts ever had an advantage."""
+
+    def __init__(self) -> None:
+        self.with_advantage: set[int] = set()
 
     def credit(self, step: Step, agent: Any, pool: RolloutBatch) -> RolloutBatch:
         self.agents = pool.agent.tolist()
-        self.with_advantage = set(pool.agent[pool.advantage != 0].tolist())
+        self.with_advantage |= set(pool.agent[pool.advantage != 0].tolist())
         return pool
 
 
@@ -162,7 +183,8 @@ def two_agents(lab, **algorithm: Any) -> list[Any]:
 def test_two_agents_share_prompts_and_pool_and_both_learn(lab):
     agents = two_agents(lab)
     trainer = lab.trainer(agents)
-    first, *_, last = trainer.steps(14)
+    steps = list(trainer.steps(14))
+    first = steps[0]
     assert len(first.drawn) == 6 * 8 + 6 * 6
     assert first.drawn.group.tolist() == sorted(first.drawn.group.tolist())  # group by group, the agents' rollouts side by side
     for group, rows in first.drawn.groups():
@@ -174,7 +196,8 @@ def test_two_agents_share_prompts_and_pool_and_both_learn(lab):
     assert [agent.policy.version for agent in agents] == [14, 28]
     assert first.metrics["agent1/policy/optimiser/steps"] == 2 and first.metrics["agent1/policy/loss/kl"] >= 0
     for name in ("reward/mean", "agent1/reward/mean"):
-        assert last.metrics[name] > first.metrics[name] + 0.2
+        rewards = [step.metrics[name] for step in steps]
+        assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.2
 
 
 def test_equal_agents_draw_apart(lab):

@@ -221,9 +221,13 @@ def load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     an empty one up.
     """
     generic = get_tokenizer_config(source).get("tokenizer_class") == PreTrainedTokenizerFast.__name__
-    tokenizer = (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(source)
+    none = "it holds no tokenizer; save one beside the model, as tokenizer.save_pretrained does"
+    try:
+        tokenizer = (PreTrainedTokenizerFast if generic else AutoTokenizer).from_pretrained(source)
+    except ValueError as error:  # some model types make one up, others say at length that they cannot
+        raise ValueError(none) from error
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        raise ValueError("it holds no tokenizer; save one beside the model, as tokenizer.save_pretrained does")
+        raise ValueError(none)
     return tokenizer
 
 

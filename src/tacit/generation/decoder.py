@@ -37,7 +37,7 @@ class Decoder(Protocol):
         ...
 
     def keep(self, handle: Handle, rows: Tensor) -> None:
-        """Reduces `handle` in place to these rows (N,) int64, in that order. Cheapest when rows[i] is i or one of the rows from N on."""
+        """Reduces `handle` in place to these different rows (N,) int64, in that order. Cheapest where rows[i] is i."""
         ...
 
     def step(self, handle: Handle, tokens: Tensor | None = None, embeddings: Tensor | None = None) -> Tensor:

@@ -39,7 +39,7 @@ def uniforms(keys: NDArray[np.uint64], positions: ArrayLike) -> NDArray[np.float
 
 
 def sample_from(logits: Tensor, uniforms: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> tuple[Tensor, Tensor]:
-    """A token per row: logits (R, V) and uniforms (R,) float64 in [0, 1) to token (R,) int64 and logp (R,) float64.
+    """A token per row: logits (R, V) and uniforms (R,) float64 in [0, 1] to token (R,) int64 and logp (R,) float64.
 
     The token is the first, in the order of the vocabulary, whose cumulative probability exceeds the uniform; one of probability zero is never drawn.
     `logp` is log-softmax(logits / temperature) at the token, also under `top_p` < 1, which keeps the smallest set of likeliest tokens that holds at
@@ -63,7 +63,7 @@ def _inverse_cdf(weight: Tensor, uniforms: Tensor) -> Tensor:
     """(R,) first index whose cumulative weight exceeds uniforms times the whole; weight (R, V) need not sum to one."""
     reach = weight.cumsum(-1).where(weight > 0, 0.0)  # 0 where nothing may be drawn: a parallel cumsum need not be monotone to the last bit
     end = reach.amax(-1)
-    point = torch.minimum(uniforms * end, end.nextafter(torch.zeros_like(end)))  # the product may round up to `end`, which no entry exceeds
+    point = torch.minimum(uniforms * end, end.nextafter(torch.zeros_like(end)))  # no entry exceeds `end`, so a uniform of 1 would find none
     return (reach > point[:, None]).to(torch.uint8).argmax(-1)
 
 

@@ -84,10 +84,9 @@ class TransformersDecoder:
         with self._evaluation():
             state, rows = handle.state, rows.to(handle.logits.device)
             moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero()[:, 0]
-            holes_only = bool((rows[moved] >= len(rows)).all())
             for layer in state.cache.layers:
-                if holes_only and isinstance(layer, BufferedLayer):
-                    layer.fill_holes(rows, moved)
+                if isinstance(layer, BufferedLayer):
+                    layer.keep(rows, moved)
                 else:
                     layer.reorder_cache(rows)
             handle.logits, state.mask, state.position = handle.logits[rows], _rows(state.mask, rows), _rows(state.position, rows)
@@ -182,8 +181,8 @@ class Buffer:
             self._hold(torch.cat([self.used, new], 2))
         return self.used
 
-    def fill_holes(self, rows: Tensor, moved: Tensor) -> None:
-        """Keeps the first len(rows) rows, those at `moved` overwritten by rows[moved], which lie behind; nothing else is copied."""
+    def keep(self, rows: Tensor, moved: Tensor) -> None:
+        """Only these rows from now on; the places where rows[i] is not i are `moved`, and nothing else is copied."""
         self.used[moved] = self.used[rows[moved]]
         self.data = self.data[: len(rows)]
 
@@ -210,10 +209,10 @@ class BufferedLayer(DynamicLayer):
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._hold(*(buffer.used[beam_idx] for buffer in self.buffers))
 
-    def fill_holes(self, rows: Tensor, moved: Tensor) -> None:
-        """See Buffer.fill_holes."""
+    def keep(self, rows: Tensor, moved: Tensor) -> None:
+        """See Buffer.keep."""
         for buffer in self.buffers:
-            buffer.fill_holes(rows, moved)
+            buffer.keep(rows, moved)
         self.keys, self.values = self.buffers[0].used, self.buffers[1].used
 
     def _hold(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -168,7 +168,6 @@ class Meter:
 
     def add_zeros(self, name: str, tokens: int) -> None:
         """The metric is 0 at so many tokens that were not computed."""
-
         self.sums.setdefault(name, [0.0, 0.0])[1] += tokens
 
     def add_step(self, norm: float) -> None:
