@@ -111,7 +111,7 @@ def test_a_signal_ends_the_step_saves_and_goes_on_as_if_nothing_had_happened(num
 
     recorder = Recorder()
     result = run(load(recipe), resume=True, reporter=recorder).result
-    assert any(text.startswith("resumed after step 3 of 6") or text.startswith("resumed after step 4 of 6") for text in recorder.told)
+    assert any(text.startswith("resumed after step 3 of 6") for text in recorder.told)
     for name in ("before", "after", "gain", "examples"):
         assert result[name] == expected[name]
 

@@ -160,8 +160,10 @@ def test_who_takes_the_lean_step(policy, request):
     hook = policy.base_model.get_output_embeddings().register_forward_hook(lambda *args: None)
     assert lean_step(policy.model) is None  # a hook wants to see the modules run
     hook.remove()
-    other = copy.deepcopy(policy.model).to(torch.bfloat16)
+    other = copy.deepcopy(policy.model)
+    other.base_model.forward = other.base_model.forward  # as wrappers do it
     assert lean_step(other) is None
+    assert lean_step(copy.deepcopy(policy.model).to(torch.bfloat16)) is None
 
 
 def test_the_lean_step_does_not_call_the_model(llama, monkeypatch):

@@ -78,7 +78,8 @@ class LeanStep:
 
 def lean_step(model: PreTrainedModel) -> LeanStep | None:
     """None when the model is of another kind, not on the CPU, or altered in a way that the lean step would pass over: adapters, hooks, shards."""
-    if type(model) not in FAMILY or any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+    altered = (m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in model.modules())
+    if type(model) not in FAMILY or any(altered):
         return None
     plain = (type(p) is nn.Parameter and p.device.type == "cpu" and p.dtype in (torch.float32, torch.float64) for p in model.parameters())
     kinds = {type(module) for name, module in model.named_modules() if name.endswith("_proj") or name == "lm_head"}
