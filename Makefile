@@ -26,7 +26,6 @@ demo: $(READY) ## warm-start a small model, improve it with GRPO on real input, 
 	@if ls -d runs/demo-* >/dev/null 2>&1; then echo "demo: removing the runs of an earlier demo:" runs/demo-*; rm -rf runs/demo-*; fi
 	$(BIN)/tacit train recipes/demo/$(JOB)_sft.yaml
 	$(BIN)/tacit train recipes/demo/$(JOB)_grpo.yaml
-	$(BIN)/tacit report runs/demo-grpo
 
 test: $(READY) ## the fast suite: CPU, no network (under 6 minutes on 2 cores)
 	$(BIN)/python -m pytest -n $(WORKERS)

@@ -133,6 +133,7 @@ class AlgorithmConfig(Strict):
     importance_cap: float | None = Field(default=None, gt=0, description="truncated importance sampling for sampler/trainer mismatch")
     old_logprobs: Literal["auto", "recompute", "behaviour"] = "auto"
     filter: FilterConfig = FilterConfig()
+    skip_silent: bool = Field(default=True, description="rows whose advantage is exactly 0 are not computed where that changes no gradient")
     epochs: int = Field(default=1, ge=1)
     minibatch_rows: int | None = Field(default=None, ge=1, description="rows per optimiser step; default: the whole batch")
     micro_batch_tokens: int | None = Field(default=None, ge=1, description="padded tokens per forward pass; default: 1024 on a CPU, 16384 elsewhere")

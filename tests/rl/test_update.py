@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from math import log
 from types import SimpleNamespace
@@ -153,11 +154,11 @@ def test_ranks_share_a_mini_batch_and_lengths_evenly(lab):
 def test_leaving_out_silent_rows_changes_nothing(lab, watch, loss, mode):
     batch = rollouts(lab)
     values = torch.tensor([0.0, -0.5, 0.0, 0.7, -1.0, 0.0], dtype=torch.float64)[batch.row_of_token]
-    bound = bind_loss(AlgorithmConfig(loss=loss))
     metrics = []
     for skip in (False, True):
         agent = lab.agent(sampling={"max_new_tokens": 5}, optimiser={"max_grad_norm": None})
-        metrics.append(run_update(agent, Update(batch, values, bound, mode, skip_silent=skip), 0, RUNTIME, (0,)))
+        bound = bind_loss(AlgorithmConfig(loss=loss, skip_silent=skip))
+        metrics.append(run_update(agent, Update(batch, values, bound, mode), 0, RUNTIME, (0,)))
     for name in ("loss/policy", "optimiser/grad_norm"):
         assert metrics[1][name] == pytest.approx(metrics[0][name], abs=1e-12)
     assert sorted(watch.rows[-1]) == [1, 4], "row 3 has no trained token, the others no advantage"
@@ -165,12 +166,19 @@ def test_leaving_out_silent_rows_changes_nothing(lab, watch, loss, mode):
     assert watch.losses[1] == pytest.approx(watch.losses[0], abs=1e-12)
 
 
+def test_only_losses_that_say_so_are_silent(lab):
+    own = Update(rollouts(lab), per_token(rollouts(lab)), lambda x: PolicyLoss(x.logp, x.logp, x.mask))
+    assert not own.silent_at_zero
+    assert replace(own, loss=lab.agent().loss).silent_at_zero
+    assert not replace(own, loss=lab.agent().loss, kl=KLTerm(0.1)).silent_at_zero
+
+
 def test_a_batch_that_is_silent_altogether_is_a_step_with_gradient_zero(lab, watch):
-    agents = [lab.agent(), lab.agent()]
+    agents = [lab.agent(algorithm={"skip_silent": skip}) for skip in (False, True)]
     loud, silent = per_token(rollouts(lab)), torch.zeros(len(MASK), dtype=torch.float64)
-    for agent, skip in zip(agents, (False, True), strict=True):
+    for agent in agents:
         for values in (loud, silent):  # the second step moves by the momentum of the first
-            run_update(agent, Update(rollouts(lab), values, agent.loss, skip_silent=skip), 0, RUNTIME, (0,))
+            run_update(agent, Update(rollouts(lab), values, agent.loss), 0, RUNTIME, (0,))
     assert watch.gradients[-1].abs().sum() == 0
     (plain, skipping) = (agent.policy.state_dict() for agent in agents)
     for name, weight in plain.items():

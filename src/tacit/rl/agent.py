@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,9 +20,9 @@ from tacit.generation.transformers_decoder import TransformersDecoder
 from tacit.rl import advantages, kl
 from tacit.rl.component import Component
 from tacit.rl.filters import DynamicSampling, Overlong
-from tacit.rl.losses import LOSSES, PolicyLoss
+from tacit.rl.losses import LOSSES, PolicyLoss, TokenLoss
 from tacit.rl.step import Step
-from tacit.rl.update import KLTerm, LossFunction, LossInputs, Update
+from tacit.rl.update import KLTerm, LossInputs, Update
 
 
 class Agent:
@@ -151,7 +152,6 @@ class Agent:
             importance_cap=config.importance_cap,
             epochs=config.epochs,
             minibatch_rows=config.minibatch_rows,
-            skip_silent=config.loss in LOSSES and not in_loss,
         )
 
     # --- resuming ---
@@ -180,26 +180,26 @@ def optimiser_steps(algorithm: AlgorithmConfig, sampling: SamplingConfig) -> int
     return algorithm.epochs * -(-rows // (algorithm.minibatch_rows or rows))
 
 
-def bind_loss(config: AlgorithmConfig) -> LossFunction:
-    """The policy loss of a recipe, its clip range bound; the user's own takes the same arguments as those in `losses`."""
-    function = _named(config.loss, LOSSES, "loss")
+@dataclass(frozen=True, slots=True)
+class BoundLoss:
+    """The policy loss of a recipe, its clip range bound. `silent_at_zero`: where the advantage is 0, so are loss and gradient."""
 
-    def loss(x: LossInputs) -> PolicyLoss:
-        result = function(
-            x.logp,
-            x.old_logp,
-            x.advantages,
-            rows=x.rows,
-            mask=x.mask,
-            clip_low=config.clip_low,
-            clip_high=config.clip_high,
-            dual_clip=config.dual_clip,
-        )
+    function: TokenLoss
+    config: AlgorithmConfig
+    silent_at_zero: bool
+
+    def __call__(self, x: LossInputs) -> PolicyLoss:
+        clip = {"clip_low": self.config.clip_low, "clip_high": self.config.clip_high, "dual_clip": self.config.dual_clip}
+        result = self.function(x.logp, x.old_logp, x.advantages, rows=x.rows, mask=x.mask, **clip)
         if not isinstance(result, PolicyLoss) or result.loss.shape != x.logp.shape:
-            raise ValueError(f"loss {config.loss!r} must return a PolicyLoss whose `loss` has one value per token, neither summed nor averaged")
+            name = self.config.loss
+            raise ValueError(f"loss {name!r} must return a PolicyLoss whose `loss` has one value per token, neither summed nor averaged")
         return result
 
-    return loss
+
+def bind_loss(config: AlgorithmConfig) -> BoundLoss:
+    """The user's own loss takes the same arguments as those in `losses`; only of those is it known what they do at an advantage of 0."""
+    return BoundLoss(_named(config.loss, LOSSES, "loss"), config, silent_at_zero=config.skip_silent and config.loss in LOSSES)
 
 
 def bind_advantage(config: AlgorithmConfig) -> Any:

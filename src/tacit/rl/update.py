@@ -63,7 +63,11 @@ class Update:
     minibatch_rows: int | None = None
     shuffle: bool = True
     tag: str = "policy"
-    skip_silent: bool = False  # leave out rows whose advantages are all exactly 0: for losses that are 0 there, with their gradient
+
+    @property
+    def silent_at_zero(self) -> bool:
+        """Whether a row whose advantages are all exactly 0 adds nothing to the gradient: the loss must say so of itself."""
+        return self.kl is None and getattr(self.loss, "silent_at_zero", False)
 
     def minibatches(self, seed: tuple[int, ...]) -> Iterator[Tensor]:
         """Row indices of every optimiser step. With more than one step per epoch, rows are shuffled by a generator of this seed."""
@@ -84,11 +88,11 @@ def run_update(agent: Agent, update: Update, index: int, runtime: Runtime, seed:
         if not minibatch.action.any():
             continue  # nothing to train on, on any rank
         denominators = aggregation.denominators(minibatch.action, minibatch.offsets, agent.sampling.max_new_tokens)
-        if update.skip_silent:  # after the denominators, which count every row
-            tokens = int(minibatch.action.sum())
-            minibatch = minibatch.select(has_say(minibatch))
+        if update.silent_at_zero:  # after the denominators, which count every row
+            loud = minibatch.select(has_say(minibatch))
             if runtime.is_main:
-                meter.add_zeros("loss/policy", tokens - int(minibatch.action.sum()))
+                meter.add_zeros("loss/policy", int(minibatch.action.sum() - loud.action.sum()))
+            minibatch = loud
         for micro in runtime.even(micro_batches_of_rank(agent, minibatch, runtime)):
             part = minibatch.select(micro) if len(micro) else _idle(minibatch)
             objective(agent, update, part, denominators, index, meter).backward()
