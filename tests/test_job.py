@@ -57,6 +57,8 @@ def test_the_demo_in_small(job):
     rl = load(RECIPES / "demo" / f"{job}_grpo.yaml", [*SMALL, "sampling.prompts=2", "sampling.group_size=2"])
     result = run(rl).result
     assert warm.folder == Path("runs/demo-sft")
+    losses = [m["eval/loss"] for m in map(json.loads, Path("runs/demo-sft/metrics.jsonl").read_text().splitlines()) if "eval/loss" in m]
+    assert len(losses) == 2 and losses[1] < losses[0]
     assert result["gain"]["low"] <= result["gain"]["mean"] <= result["gain"]["high"]
     assert result["before"] == warm.result["after"], "the second job starts from the policy of the first, judged with the same numbers"
     assert result["prompts"] == 4 and result["samples"] == 2 and len(result["examples"]) == 8

@@ -53,7 +53,7 @@ def train(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, such as algorithm.clip_low=0.1.", show_default=False)
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in the output folder.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Build everything, take no step, write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Build everything, take one small step, write nothing.")] = False,
 ) -> None:
     """Run a training job: reinforcement learning (kind: rl) or supervised fine-tuning (kind: sft)."""
     with errors_in_one_sentence():

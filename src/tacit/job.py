@@ -53,6 +53,10 @@ class Learner(Protocol):
         """What draws completions catches up with what is trained."""
         ...
 
+    def heldout_metrics(self) -> dict[str, float]:
+        """What it can say about held-out prompts beside the verifier."""
+        ...
+
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
@@ -113,11 +117,12 @@ class Parts:
         bf16 = config.runtime.precision == "bf16"
         return load_policy(config.model, alphabet=self.task.alphabet, seed=config.seed, device=self.runtime.device, bf16=bf16, folder=folder)
 
-    def evaluate(self, config: RLConfig | SFTConfig) -> Evaluation:
-        """Held-out completions of the present policy, judged by the reward."""
+    def evaluate(self, config: RLConfig | SFTConfig) -> tuple[Evaluation, dict[str, float]]:
+        """Held-out completions of the present policy, judged by the reward, and the metrics to log."""
         self.learner.sync()
         settings = config.evaluation
-        return evaluate(self.sampler, self.prompts, self.reward, samples=settings.samples, temperature=settings.temperature, seed=PROBE_SEED)
+        found = evaluate(self.sampler, self.prompts, self.reward, samples=settings.samples, temperature=settings.temperature, seed=PROBE_SEED)
+        return found, found.metrics() | self.learner.heldout_metrics()
 
 
 class RLLearner:
@@ -148,6 +153,9 @@ class RLLearner:
     def sync(self) -> None:
         self.agent.sync()
 
+    def heldout_metrics(self) -> dict[str, float]:
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         return self.trainer.state_dict()
 
@@ -172,6 +180,9 @@ class SFTLearner:
         metrics = self.fit.step()
         self.policy.version += 1
         return metrics, []
+
+    def heldout_metrics(self) -> dict[str, float]:
+        return {"eval/loss": self.job.heldout_loss(self.prompts)}
 
     def sync(self) -> None:
         if self.mirror is not self.policy:
@@ -198,8 +209,8 @@ def _run(config: RLConfig | SFTConfig, parts: Parts, folder: RunDirectory | None
         reporter.message(f"resumed after step {learner.index} of {config.steps}")
     else:
         reporter.phase("evaluation before training", None)
-        before, seconds = parts.evaluate(config), 0.0
-        _log(runtime, folder, 0, before.metrics())
+        (before, metrics), seconds = parts.evaluate(config), 0.0
+        _log(runtime, folder, 0, metrics)
         reporter.message(f"held-out {before}")
 
     def save() -> None:
@@ -216,7 +227,7 @@ def _run(config: RLConfig | SFTConfig, parts: Parts, folder: RunDirectory | None
             metrics, samples = learner.step()
             done = learner.index
             if config.evaluation.every and done % config.evaluation.every == 0 and done < config.steps:
-                metrics |= parts.evaluate(config).metrics()
+                metrics |= parts.evaluate(config)[1]
             _log(runtime, folder, done, metrics, samples)
             reporter.step(done - 1, metrics)
             for name, sentence in alarms(metrics).items():
@@ -229,8 +240,8 @@ def _run(config: RLConfig | SFTConfig, parts: Parts, folder: RunDirectory | None
             if asked:
                 raise KeyboardInterrupt
     reporter.phase("evaluation after training", None)
-    after = parts.evaluate(config)
-    _log(runtime, folder, config.steps, after.metrics())
+    after, metrics = parts.evaluate(config)
+    _log(runtime, folder, config.steps, metrics)
 
     result = {
         "kind": config.kind,

@@ -122,7 +122,7 @@ class Policy:
                     if (value := getattr(stats, name)) is not None:
                         tensors.append(value.cpu())
         at = torch.cat([token_index(completions.offsets, index) for index in order]) if order else torch.empty(0, dtype=torch.int64)
-        return TokenStats(**{name: _scatter(tensors, at) for name, tensors in parts.items() if tensors or name == "logp"})
+        return TokenStats(**{name: _scatter(tensors, at) for name, tensors in parts.items() if tensors or name == "logp" or wanted.get(name)})
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
