@@ -20,6 +20,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from tacit.core.policy import Policy
+from tacit.core.scorer import evaluating
 from tacit.generation.decoder import Handle
 from tacit.generation.lean import LeanStep, lean_step
 
@@ -118,16 +119,12 @@ class TransformersDecoder:
         if self._evaluating:
             yield
             return
-        training = [module for module in self.policy.model.modules() if module.training]
-        self.policy.model.eval()
         self._evaluating = True
         try:
-            with torch.inference_mode(), self.policy.autocast():
+            with evaluating(self.policy.model), torch.inference_mode(), self.policy.autocast():
                 yield
         finally:
             self._evaluating = False
-            for module in training:
-                module.training = True
 
     def _make_lean(self) -> LeanStep | None:
         autocast = torch.is_autocast_enabled(self.policy.device.type)
