@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -199,6 +200,8 @@ class Runtime:
         self._trackers.close()
         if self.world_size > 1 and dist.is_initialized():
             dist.destroy_process_group()
+            # A gloo thread that lets go of its last work takes the GIL for it; were the interpreter gone by then, the process would be aborted.
+            time.sleep(0.1)
 
 
 def seed_everything(seed: int) -> None:
