@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from tacit.core.rollouts import Prompt
 from tacit.tasks.base import Task
-from tacit.tasks.sorting import Sorting, is_held_out
+from tacit.tasks.procedural import is_held_out
+from tacit.tasks.sorting import Sorting
 
 
 @given(ordinal=st.integers(0, 2**40), seed=st.integers(0, 2**31))
@@ -68,5 +69,7 @@ def test_lengths_that_make_no_sense(low, high):
 
 
 def test_more_heldout_prompts_than_there_are():
-    with pytest.raises(ValueError, match=r"2 to 2 digits has only \d held-out prompts, 100 were asked for"):
+    with pytest.raises(
+        ValueError, match=r"task 'sorting' has only \d held-out prompts with these options, 100 were asked for: lower evaluation\.prompts to \d"
+    ):
         Sorting(2, 2).heldout(100)

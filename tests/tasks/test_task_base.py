@@ -83,7 +83,7 @@ def test_own_class_from_a_file_and_from_a_module(tmp_path):
     [
         (
             {"name": "sortin"},
-            r"unknown task 'sortin': did you mean 'sorting'\? choose one of sorting, gsm8k_steps, gsm8k, a .jsonl file, or your own",
+            r"unknown task 'sortin': did you mean 'sorting'\? choose one of sorting, reversal, .*, a .jsonl file, or your own",
         ),
         ({"name": "zzz"}, "unknown task 'zzz': choose one of sorting"),
         ({"name": "sorting", "columns": {"prompt": "q"}}, r"task\.columns maps the columns of a \.jsonl file, and task 'sorting' is none"),

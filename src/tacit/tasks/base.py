@@ -20,6 +20,16 @@ from tacit.core.rollouts import Prompt
 Item = TypeVar("Item")
 BUILT_IN = {
     "sorting": "tacit.tasks.sorting:Sorting",
+    "reversal": "tacit.tasks.reversal:Reversal",
+    "brackets": "tacit.tasks.brackets:Brackets",
+    "addition": "tacit.tasks.addition:Addition",
+    "addition_scratchpad": "tacit.tasks.addition:ScratchpadAddition",
+    "multiplication_scratchpad": "tacit.tasks.multiplication:ScratchpadMultiplication",
+    "countdown": "tacit.tasks.countdown:Countdown",
+    "string_edits": "tacit.tasks.string_edits:StringEdits",
+    "stack_machine": "tacit.tasks.stack_machine:StackMachine",
+    "list_programs": "tacit.tasks.list_programs:ListPrograms",
+    "short_programs": "tacit.tasks.short_programs:ShortPrograms",
     "gsm8k_steps": "tacit.tasks.gsm8k_steps:Gsm8kSteps",
     "gsm8k": "tacit.tasks.gsm8k:Gsm8k",
 }
