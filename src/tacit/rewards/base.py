@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tacit.core.imports import load_object
-from tacit.core.rollouts import Prompt
+from tacit.rewards.workers import Answer, Isolated
+
+if TYPE_CHECKING:
+    from tacit.core.rollouts import Prompt  # workers import this file, and no torch
 
 BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -24,7 +30,11 @@ class Score:
 
 
 class RewardFunction(Protocol):
-    """One score per completion, in order."""
+    """One score per completion, in order.
+
+    It may also have `begin(prompts, completions) -> () -> list[Score]`: judging starts at once, elsewhere, and the function that is returned waits
+    for the verdicts. Training begins so after each draw, and goes on meanwhile.
+    """
 
     def __call__(self, prompts: list[Prompt], completions: list[str], /) -> list[Score]: ...
 
@@ -40,7 +50,8 @@ def load_reward(spec: str | None, task: JudgedTask) -> RewardFunction:
     """The reward of a recipe: the task's own verifier, or the user's `file.py:function`.
 
     The user's function is `score(prompt: str, completion: str, answer, **info) -> float | bool | dict[str, float] | None`; of `answer` and the
-    task's further columns it gets those it names. A dict has the reward under "reward", and every entry is logged.
+    task's further columns it gets those it names. A dict has the reward under "reward", and every entry is logged. It may be `async def`, and it
+    may be `@isolated`, which has it run in killable workers.
     Raises ValueError when it cannot be loaded or called so.
     """
     if spec is None:
@@ -57,27 +68,72 @@ def load_reward(spec: str | None, task: JudgedTask) -> RewardFunction:
         has = ", ".join(sorted(offered))
         raise ValueError(f"reward {spec!r} asks for {lacking[0]!r}, and the task has {has}: rename the argument, or give it a default")
 
-    def judge(prompt: Prompt, completion: str) -> Any:
+    def call(ask: Callable[..., Any], prompt: Prompt, completion: str) -> Any:
         columns = {**prompt.info, "answer": prompt.answer}
-        return function(prompt.text, completion, **{k: v for k, v in columns.items() if k in wanted or (takes_all and k not in taken)})
+        return ask(prompt.text, completion, **{k: v for k, v in columns.items() if k in wanted or (takes_all and k not in taken)})
 
-    return each(judge)
+    if isinstance(function, Isolated):
+        return InWorkers(partial(call, function.submit))
+    return each(partial(call, function))
 
 
 def each(judge: Callable[[Prompt, str], Any]) -> RewardFunction:
-    """A reward function from one that judges a single completion; whatever goes wrong inside it leaves that completion unscored."""
+    """A reward function from one that judges a single completion; whatever goes wrong inside it leaves that completion unscored.
+
+    Coroutines are awaited together, in a thread of their own: also where a loop is running already.
+    """
 
     def reward(prompts: list[Prompt], completions: list[str]) -> list[Score]:
-        return [_score(judge, prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        scores = [_score(judge, prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        if waiting := [score for score in scores if not isinstance(score, Score)]:
+            with ThreadPoolExecutor(1) as thread:
+                awaited = iter(thread.submit(asyncio.run, _all(waiting)).result())
+            return [score if isinstance(score, Score) else next(awaited) for score in scores]
+        return [score for score in scores if isinstance(score, Score)]
 
     return reward
 
 
-def _score(judge: Callable[[Prompt, str], Any], prompt: Prompt, completion: str) -> Score:
+@dataclass(frozen=True)
+class InWorkers:
+    """A reward whose completions are judged in worker processes: `submit` hands one to a pool and returns the future `Answer`."""
+
+    submit: Callable[[Prompt, str], Any]
+
+    def begin(self, prompts: list[Prompt], completions: list[str]) -> Callable[[], list[Score]]:
+        waiting = [self.submit(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        return lambda: [_of_answer(future.result()) for future in waiting]
+
+    def __call__(self, prompts: list[Prompt], completions: list[str]) -> list[Score]:
+        return self.begin(prompts, completions)()
+
+
+def _of_answer(answer: Answer) -> Score:
+    return Score(None, failure=answer.failure) if answer.failure else _score(lambda: answer.value)
+
+
+def _score(judge: Callable[..., Any], *case: Any) -> Any:
+    """A Score, or the coroutine of one."""
     try:
-        return as_score(judge(prompt, completion))
+        verdict = judge(*case)
+        return _awaited(verdict) if inspect.isawaitable(verdict) else as_score(verdict)
     except Exception as error:  # noqa: BLE001 - the user's code may raise anything, and a failure is not a reward of 0
-        return Score(None, failure=f"{type(error).__name__}: {error}")
+        return _failed(error)
+
+
+async def _awaited(verdict: Awaitable[Any]) -> Score:
+    try:
+        return as_score(await verdict)
+    except Exception as error:  # noqa: BLE001 - as above
+        return _failed(error)
+
+
+async def _all(waiting: list[Awaitable[Score]]) -> list[Score]:
+    return await asyncio.gather(*waiting)
+
+
+def _failed(error: Exception) -> Score:
+    return Score(None, failure=f"{type(error).__name__}: {error}")
 
 
 def as_score(verdict: Any) -> Score:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -36,6 +37,9 @@ class RewardFunction(Protocol):
     def __call__(self, prompts: list[Prompt], completions: list[str], /) -> Sequence[ScoreLike]: ...
 
 
+Scores = Callable[[], Sequence[ScoreLike]]  # waits for them
+
+
 class Trainer:
     """Trains `agents` on prompts of `task` under `reward`. All agents see the same prompts and the same pool of rollouts.
 
@@ -65,11 +69,11 @@ class Trainer:
 
         while step.rounds == 0 or self.wants_more(step):  # once, unless a component's filter leaves groups missing
             with step.timed("sample"):
-                fresh = self.sample(step)
+                fresh, scores = self.sample(step)
             with step.timed("annotate"):
                 fresh = self.annotate(fresh)
             with step.timed("score"):
-                fresh, keep = self.score(step, fresh)
+                fresh, keep = self.score(step, fresh, scores)
             step.add(fresh, keep)
         step.trim(self.prompts)
 
@@ -109,15 +113,19 @@ class Trainer:
         rounds = max((c.rounds for a in self.agents for c in a.components), default=1)
         return step.rounds < rounds and len(step.kept_groups) < self.prompts
 
-    def sample(self, step: Step) -> RolloutBatch:
-        """`prompts` new prompts, drawn by every agent; each rank draws its share."""
+    def sample(self, step: Step) -> tuple[RolloutBatch, Scores]:
+        """`prompts` new prompts, drawn by every agent, each rank its share. A reward that works elsewhere begins on each draw at once."""
         for agent in self.agents:
             agent.sync()
         groups = list(range(self.cursor, self.cursor + self.prompts))
         self.cursor += self.prompts
         mine = groups[self.runtime.rank :: self.runtime.world_size]
         prompts = [self.task.prompt_at(ordinal, self.seed) for ordinal in mine]
-        return RolloutBatch.cat([agent.draw(step, prompts, mine) for agent in self.agents])
+        draws, waiting = list[RolloutBatch](), list[Scores]()
+        for agent in self.agents:
+            draws.append(agent.draw(step, prompts, mine))
+            waiting.append(begin(self.reward, draws[-1]))
+        return RolloutBatch.cat(draws), lambda: [score for scores in waiting for score in scores()]
 
     def annotate(self, batch: RolloutBatch) -> RolloutBatch:
         """The columns that somebody declared, from each rollout's own agent."""
@@ -125,9 +133,9 @@ class Trainer:
             return batch
         return RolloutBatch.cat([agent.annotate(batch.select(batch.agent == agent.index)) for agent in self.agents])
 
-    def score(self, step: Step, batch: RolloutBatch) -> tuple[RolloutBatch, torch.Tensor]:
+    def score(self, step: Step, batch: RolloutBatch, scores: Scores) -> tuple[RolloutBatch, torch.Tensor]:
         """Rewards, then one pool for all ranks, in the order of the groups. What could not be judged stays unscored: never 0."""
-        batch = with_scores(batch, self.reward(batch.prompts, batch.texts))
+        batch = with_scores(batch, scores())
         batch = self.gather(batch)
         keep = torch.zeros(len(batch), dtype=torch.bool)
         for agent in self.agents:
@@ -158,6 +166,14 @@ class Trainer:
         for agent, saved in zip(self.agents, state["agents"], strict=True):
             agent.load_state_dict(saved)
         self.runtime.set_rng_state(state["rng"])
+
+
+def begin(reward: RewardFunction, batch: RolloutBatch) -> Scores:
+    """What waits for the scores of `batch`. Only a reward with `begin` (one that judges in workers) is under way when this returns; the others run
+    in the main thread when they are asked, where they can disturb neither the model nor the random numbers.
+    """
+    start: Callable[..., Scores] | None = getattr(reward, "begin", None)
+    return start(batch.prompts, batch.texts) if start else partial(reward, batch.prompts, batch.texts)
 
 
 def with_scores(batch: RolloutBatch, scores: Sequence[ScoreLike]) -> RolloutBatch:
