@@ -23,8 +23,8 @@ from tacit.core.progress import Reporter, SilentReporter
 from tacit.core.rollouts import RolloutBatch
 from tacit.core.rundir import RunDirectory
 from tacit.core.runtime import Runtime
+from tacit.generation.decoders import choose
 from tacit.generation.sampler import Sampler
-from tacit.generation.transformers_decoder import TransformersDecoder
 from tacit.rewards.base import RewardFunction, load_reward
 from tacit.rewards.evaluation import Evaluation, compare, evaluate
 from tacit.rl.agent import Agent
@@ -103,10 +103,11 @@ class Parts:
         if runtime.sharded:
             self.mirror = self._policy(config)
         runtime.distribute(self.policy.scorer)
+        self.decoder, self.decoding = choose(self.mirror, config.runtime.threads)
         self.learner: Learner = RLLearner(config, self) if isinstance(config, RLConfig) else SFTLearner(config, self)
         limit = config.sampling.max_new_tokens if isinstance(config, RLConfig) else config.max_new_tokens
         stop = config.sampling.stop if isinstance(config, RLConfig) else []
-        self.sampler = Sampler(TransformersDecoder(self.mirror), self.mirror, max_new_tokens=limit, top_p=config.evaluation.top_p, stop=stop)
+        self.sampler = Sampler(self.decoder, self.mirror, max_new_tokens=limit, top_p=config.evaluation.top_p, stop=stop)
 
     def _policy(self, config: RLConfig | SFTConfig) -> Policy:
         folder = None
@@ -136,6 +137,7 @@ class RLLearner:
             optimiser=config.optimiser,
             sampling=config.sampling,
             components=components,
+            decoder=parts.decoder,
             steps=config.steps,
             mirror=parts.mirror,
         )
@@ -201,6 +203,7 @@ def _run(config: RLConfig | SFTConfig, parts: Parts, folder: RunDirectory | None
     if folder is not None:
         folder.write_config(config.model_dump(mode="json"))
     runtime.log_config(config.model_dump(mode="json"))
+    reporter.message(parts.decoding)
     saved = runtime.broadcast_object(folder.restore() if folder is not None else None)
 
     if saved is not None:
@@ -283,6 +286,7 @@ def _dry_run(config: RLConfig | SFTConfig, runtime: Runtime, reporter: Reporter)
     count = sum(p.numel() for p in parts.policy.model.parameters())
     trained = sum(p.numel() for _, p in parts.policy.trainable())
     reporter.message(f"policy: {type(parts.policy.base_model).__name__}, {count:,} parameters, {trained:,} trained, on {runtime.device}")
+    reporter.message(parts.decoding)
     metrics, _ = parts.learner.step()
     reporter.message(f"one small step took {metrics['time/step']:.2f} s; nothing was written")
     return Outcome({"parameters": count, "trained": trained, "metrics": metrics}, None)

@@ -109,13 +109,13 @@ def test_draws_by_hand():
 def test_log_probs_by_hand():
     """Two logits 0 and ln 3 at temperature 1/2: probabilities 1/10 and 9/10."""
     logits, numbers = torch.tensor([[0.0, np.log(3.0)]] * 2, dtype=torch.float64), torch.tensor([0.05, 0.5], dtype=torch.float64)
-    token, logp = sample_from(logits, numbers, temperature=0.5)
+    token, logp, _ = sample_from(logits, numbers, temperature=0.5)
     assert token.tolist() == [0, 1] and logp.dtype == torch.float64
     assert logp.tolist() == pytest.approx([np.log(0.1), np.log(0.9)], abs=1e-14)
 
 
 def test_greedy_takes_the_likeliest_with_its_log_prob_at_temperature_one():
-    token, logp = sample_from(torch.tensor([[0.0, np.log(3.0), -1e9]]), torch.tensor([0.0], dtype=torch.float64), temperature=0.0)
+    token, logp, _ = sample_from(torch.tensor([[0.0, np.log(3.0), -1e9]]), torch.tensor([0.0], dtype=torch.float64), temperature=0.0)
     assert token.tolist() == [1] and logp.item() == pytest.approx(np.log(0.75), abs=1e-6)  # the logits are float32
 
 
@@ -127,7 +127,7 @@ def test_top_p_by_hand():
     assert set(draws([0.0, 0.0], numbers, top_p=0.5).tolist()) == {0}  # the first of two halves is enough
     counts = torch.bincount(draws(logits, numbers, top_p=0.69), minlength=4) / 1000
     assert counts[2].item() == pytest.approx(3 / 7, abs=2e-3)
-    _, logp = sample_from(torch.tensor([logits]), torch.tensor([0.99], dtype=torch.float64), top_p=0.3)
+    _, logp, _ = sample_from(torch.tensor([logits]), torch.tensor([0.99], dtype=torch.float64), top_p=0.3)
     assert logp.item() == pytest.approx(np.log(0.4), abs=1e-6)
 
 
@@ -141,7 +141,7 @@ def test_what_has_no_probability_is_not_drawn_even_where_sums_are_taken_in_paral
 
 def test_broken_logits_give_nan_not_a_crash():
     logits = torch.tensor([[0.0, torch.nan], [-torch.inf, -torch.inf], [torch.inf, 0.0], [0.0, 0.0]])
-    token, logp = sample_from(logits, torch.full((4,), 0.5, dtype=torch.float64))
+    token, logp, _ = sample_from(logits, torch.full((4,), 0.5, dtype=torch.float64))
     assert logp.isnan().tolist() == [True, True, True, False]
     assert ((token >= 0) & (token < 2)).all()
 
@@ -165,7 +165,7 @@ numbers_in_reach = st.one_of(st.sampled_from([0.0, 2.0**-53, 0.5, 1 - 2.0**-53, 
 
 @given(logit_rows, numbers_in_reach, st.sampled_from([0.05, 0.7, 1.0, 3.0]), st.sampled_from([1.0, 0.9, 0.2]))
 def test_never_draws_what_has_no_probability(row, number, temperature, top_p):
-    token, logp = sample_from(torch.from_numpy(row)[None], torch.tensor([number], dtype=torch.float64), temperature, top_p)
+    token, logp, _ = sample_from(torch.from_numpy(row)[None], torch.tensor([number], dtype=torch.float64), temperature, top_p)
     reference = torch.log_softmax(torch.from_numpy(row) / temperature, -1)
     assert reference[token].exp() > 0
     assert logp.item() == pytest.approx(reference[token].item(), abs=1e-9)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +14,10 @@ from tacit.core.policy import Policy
 from tacit.core.rollouts import Prompt, Role, RolloutBatch, Source
 from tacit.core.tiny import EOS_ID, char_tokenizer, tiny_model
 from tacit.generation.decoder import Handle
+from tacit.generation.drawing import packed
+from tacit.generation.native_decoder import NativeDecoder
 from tacit.generation.noise import row_keys, uniforms
-from tacit.generation.sampler import Sampler, StopStrings, packed
+from tacit.generation.sampler import Sampler, StopStrings
 from tacit.generation.transformers_decoder import TransformersDecoder
 
 
@@ -32,8 +36,19 @@ def policy() -> Policy:
     return policy
 
 
+DECODER: Any = TransformersDecoder
+
+
+@pytest.fixture(autouse=True, params=[TransformersDecoder, NativeDecoder], ids=["generic", "native"])
+def decoder_class(request, monkeypatch):
+    """Everything here holds of both ways to draw."""
+    if request.param is NativeDecoder:
+        request.getfixturevalue("native")
+    monkeypatch.setattr(sys.modules[__name__], "DECODER", request.param)
+
+
 def make(policy: Policy, **options) -> Sampler:
-    return Sampler(TransformersDecoder(policy), policy, **({"max_new_tokens": 12} | options))
+    return Sampler(DECODER(policy), policy, **({"max_new_tokens": 12} | options))
 
 
 def questions(count: int) -> list[Prompt]:
@@ -85,10 +100,11 @@ def test_no_prompts_give_an_empty_batch(policy):
     assert len(RolloutBatch.cat([batch, make(policy).sample(questions(1), 2, seed=0, step=0, groups=[0])])) == 2
 
 
-def test_progress_is_reported_token_by_token(policy):
+def test_progress_is_reported(policy):
     seen: list[int] = []
     batch = make(policy, progress=seen.append).sample(questions(2), 3, seed=0, step=0, groups=[0, 1])
-    assert seen[0] == 6 and seen[-1] == len(batch.token) and seen == sorted(seen)
+    assert seen[-1] == len(batch.token) and seen == sorted(seen)
+    assert DECODER is NativeDecoder or seen[0] == 6  # the generic decoder tells it after each step, the native one now and then
 
 
 # --- log-probs ---

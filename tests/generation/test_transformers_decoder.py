@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 
@@ -24,7 +23,6 @@ from tacit.config import LoraConfig
 from tacit.core.policy import Policy, add_lora
 from tacit.core.tiny import char_tokenizer
 from tacit.generation import transformers_decoder
-from tacit.generation.lean import lean_step
 from tacit.generation.transformers_decoder import TransformersDecoder, buffered_cache
 
 TOKENIZER = char_tokenizer("abcdefghijklmnop")
@@ -55,7 +53,6 @@ CONFIGS = {
     "lfm2, convolution and attention": Lfm2Config(**ROTARY, layer_types=["conv", "full_attention"]),
 }
 PROMPTS = {"equal lengths": [[3, 4, 5, 6], [7, 8, 9, 3], [5, 5, 2, 9]], "unequal lengths": [[3, 4, 5, 6, 7, 8, 9], [7, 8], [5, 5, 2, 9]]}
-LEAN = ("llama", "qwen", "mistral")  # families that take the lean step while a session is open
 TOKENS = torch.tensor([[4, 9, 11], [2, 3, 3], [10, 4, 7], [6, 6, 2], [8, 3, 12], [5, 11, 17]])  # (steps, rows)
 
 
@@ -143,37 +140,6 @@ def test_an_embedding_is_as_good_as_its_token(policy, session):
         for tokens in TOKENS[:2]:
             embeddings = table(tokens).detach()
             assert torch.allclose(decoder.step(by_token, tokens), decoder.step(by_embedding, embeddings=embeddings), atol=1e-6)
-
-
-def test_the_two_ways_to_step_share_their_handles(llama):
-    prompts, decoder = PROMPTS["unequal lengths"], TransformersDecoder(llama)
-    handle = decoder.prefill(prompts)
-    for step in range(4):
-        with decoder.session() if step % 2 else nullcontext():
-            logits = decoder.step(handle, TOKENS[step])
-        assert torch.allclose(logits, full_forward(llama.model, extended(prompts, TOKENS[: step + 1])), atol=1e-5)
-
-
-def test_who_takes_the_lean_step(policy, request):
-    name = request.node.callspec.params["policy"]
-    assert (lean_step(policy.model) is not None) == name.startswith(LEAN)
-    hook = policy.base_model.get_output_embeddings().register_forward_hook(lambda *args: None)
-    assert lean_step(policy.model) is None  # a hook wants to see the modules run
-    hook.remove()
-    other = copy.deepcopy(policy.model)
-    other.base_model.forward = other.base_model.forward  # as wrappers do it
-    assert lean_step(other) is None
-    assert lean_step(copy.deepcopy(policy.model).to(torch.bfloat16)) is None
-
-
-def test_the_lean_step_does_not_call_the_model(llama, monkeypatch):
-    decoder = TransformersDecoder(llama)
-    with decoder.session():
-        handle = decoder.prefill([[3, 4]])
-        monkeypatch.setattr(type(llama.model), "forward", None)
-        decoder.step(handle, torch.tensor([5]))
-    with pytest.raises(TypeError):
-        decoder.step(handle, torch.tensor([5]))
 
 
 def test_a_session_sees_the_weights_it_began_with_and_the_next_the_new_ones(llama):

@@ -38,13 +38,16 @@ def uniforms(keys: NDArray[np.uint64], positions: ArrayLike) -> NDArray[np.float
     return (splitmix64(keys + counter * GOLDEN) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def sample_from(logits: Tensor, uniforms: Tensor, temperature: float = 1.0, top_p: float = 1.0) -> tuple[Tensor, Tensor]:
-    """A token per row: logits (R, V) and uniforms (R,) float64 in [0, 1] to token (R,) int64 and logp (R,) float64.
+def sample_from(
+    logits: Tensor, uniforms: Tensor, temperature: float = 1.0, top_p: float = 1.0, entropy: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """A token per row: logits (R, V) and uniforms (R,) float64 in [0, 1] to token (R,) int64, logp (R,) float64 and, when asked, entropy (R,).
 
     The token is the first, in the order of the vocabulary, whose cumulative probability exceeds the uniform; one of probability zero is never drawn.
     `logp` is log-softmax(logits / temperature) at the token, also under `top_p` < 1, which keeps the smallest set of likeliest tokens that holds at
     least that much probability (Holtzman et al. 2020) and is for evaluation. A temperature of 0 takes the likeliest token, with its log-prob at
-    temperature 1. A row whose logits hold NaN, or nothing finite, gives an arbitrary token with logp NaN.
+    temperature 1. The entropy is of the distribution that `logp` comes from, in nats. A row whose logits hold NaN, or nothing finite, gives an
+    arbitrary token with logp NaN.
     """
     if logits.device.type == "mps":  # knows no float64
         logits, uniforms = logits.cpu(), uniforms.cpu()
@@ -56,7 +59,9 @@ def sample_from(logits: Tensor, uniforms: Tensor, temperature: float = 1.0, top_
         token = scaled.argmax(-1)
     else:
         token = _inverse_cdf(weight if top_p >= 1 else _nucleus(weight, top_p), uniforms)
-    return token, scaled.gather(-1, token[:, None])[:, 0] - total.log()
+    logp = scaled.gather(-1, token[:, None])[:, 0] - total.log()
+    spread = total.log() - (weight * scaled.clamp(min=-1e300)).sum(-1) / total if entropy else None  # a weight of 0 has a logit of -inf
+    return token, logp, spread
 
 
 def _inverse_cdf(weight: Tensor, uniforms: Tensor) -> Tensor:

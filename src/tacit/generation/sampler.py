@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from tacit.core.rollouts import Prompt, Ragged, Role, RolloutBatch, lengths_to_offsets
-from tacit.generation.decoder import Decoder, Handle
-from tacit.generation.noise import row_keys, sample_from, uniforms
+from tacit.generation.decoder import Decoder
+from tacit.generation.drawing import Ended, Order, draw
+from tacit.generation.noise import row_keys
 
 
 class SamplingPolicy(Protocol):
@@ -43,8 +44,9 @@ class Sampler:
     """Draws groups of completions from `decoder`. A completion ends at a stop id, with a stop string, or at the length limit.
 
     A stop id stays in the completion as its last token. A stop string is looked for in the decoded text and may begin and end inside tokens: the text
-    is cut before it, the tokens stay as sampled. `rows` bounds the sequences decoded at a time and changes nothing in what is drawn. `progress` is
-    called once a step with the number of tokens drawn so far. Raises ValueError for settings out of range.
+    is cut before it, the tokens stay as sampled. `rows` bounds the sequences decoded at a time and changes nothing in what is drawn. With `entropy`
+    the rollouts have a column of that name: that of the distribution each token was drawn from, in nats. `progress` is called now and then with the
+    number of tokens drawn so far. Raises ValueError for settings out of range.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Sampler:
         top_p: float = 1.0,
         stop: Sequence[str] = (),
         rows: int = 512,
+        entropy: bool = False,
         progress: Callable[[int], None] | None = None,
     ):
         if max_new_tokens < 1 or rows < 1:
@@ -64,7 +67,7 @@ class Sampler:
         if not 0 < top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], not {top_p}")
         self.decoder, self.policy, self.progress = decoder, policy, progress
-        self.max_new_tokens, self.temperature, self.top_p, self.rows = max_new_tokens, temperature, top_p, rows
+        self.max_new_tokens, self.temperature, self.top_p, self.rows, self.entropy = max_new_tokens, temperature, top_p, rows, entropy
         self.stop = StopStrings(stop, policy.decode)
         self.last_stats = SampleStats()
 
@@ -94,13 +97,15 @@ class Sampler:
         limits = [self._limit(prompt, ids) for prompt, ids in zip(prompts, encoded, strict=True)]
         group, sample = np.repeat(np.array(groups, np.int64), group_size), np.tile(np.arange(group_size), len(prompts))
 
-        draw = Draw(row_keys(seed, step, group, sample, agent=agent), np.repeat(np.array(limits, np.int64), group_size), temperature)
+        order = self._order(encoded, group_size, limits, row_keys(seed, step, group, sample, agent=agent), temperature)
         with self.decoder.session():
-            self._decode_all(encoded, group_size, draw)
-        token, logp, lengths = draw.columns()
-        self.last_stats = SampleStats(len(token), time.perf_counter() - began, draw.steps)
+            drawn = draw(self.decoder, order)
+        self.last_stats = SampleStats(len(drawn.tokens), time.perf_counter() - began, drawn.steps)
 
-        completions = Ragged(torch.from_numpy(token), lengths_to_offsets(torch.from_numpy(lengths)))
+        completions = Ragged(torch.from_numpy(drawn.tokens), lengths_to_offsets(torch.from_numpy(drawn.lengths)))
+        tokens = {"token": completions.values, "behaviour_logp": torch.from_numpy(drawn.logp)}
+        if drawn.entropy is not None:
+            tokens["entropy"] = torch.from_numpy(drawn.entropy)
         row_of_prompt = torch.arange(len(prompts)).repeat_interleave(group_size)
         same = {"agent": agent, "version": self.policy.version, "role": int(role)}
         return RolloutBatch(
@@ -111,54 +116,41 @@ class Sampler:
             rows={
                 "group": torch.from_numpy(group),
                 "sample": torch.from_numpy(sample),
-                "finished": torch.from_numpy(draw.finished),
+                "finished": torch.from_numpy(drawn.finished),
                 "spent": completions.lengths,
                 **{name: torch.full((len(group),), value) for name, value in same.items()},
             },
-            tokens={"token": completions.values, "behaviour_logp": torch.from_numpy(logp)},
+            tokens=tokens,
         )
 
-    def _decode_all(self, encoded: list[list[int]], group_size: int, draw: Draw) -> None:
-        """Each prompt is read once; prompts of like length go together, since equal lengths need no padding."""
-        order = np.argsort([len(ids) for ids in encoded], kind="stable")
-        together = max(1, self.rows // group_size)
-        for first in range(0, len(order), together):
-            part = order[first : first + together]
-            read = self.decoder.prefill([encoded[i] for i in part])
-            places = np.arange(len(part) * group_size)
-            for chunk in np.split(places, range(self.rows, len(places), self.rows)):
-                handle = self.decoder.fork(read, torch.from_numpy(chunk // group_size))
-                self._decode(handle, part[chunk // group_size] * group_size + chunk % group_size, draw)
-                self.decoder.release(handle)
-            self.decoder.release(read)
+    def _order(self, encoded: list[list[int]], group_size: int, limits: list[int], keys: NDArray[np.uint64], temperature: float) -> Order:
+        """Rows group by group; of equal prompts there is one entry."""
+        entries: dict[tuple[int, ...], int] = {}
+        entry_of_prompt = np.array([entries.setdefault(tuple(ids), len(entries)) for ids in encoded], np.int64)
+        return Order(
+            prompts=[list(ids) for ids in entries],
+            prompt_of_row=np.repeat(entry_of_prompt, group_size),
+            keys=keys,
+            limits=np.repeat(np.array(limits, np.int64), group_size),
+            stop_ids=np.array(sorted(self.policy.stop_ids), np.int64),
+            temperature=temperature,
+            top_p=self.top_p,
+            entropy=self.entropy,
+            at_once=self.rows,
+            ended=self._stop_strings() if self.stop.strings else None,
+            progress=self.progress,
+        )
 
-    def _decode(self, handle: Handle, rows: NDArray[np.int64], draw: Draw) -> None:
-        """Draws the rows (R,) to their ends; those that have ended leave the batch."""
-        stop_ids = np.array(sorted(self.policy.stop_ids))
-        for position in itertools.count():
-            number = torch.from_numpy(uniforms(draw.keys[rows], position)).to(handle.logits.device)
-            token, logp = sample_from(handle.logits, number, draw.temperature, self.top_p)
-            ids = token.cpu().numpy()
-            draw.add(rows, ids, logp.float().cpu().numpy())
-            if self.progress is not None:
-                self.progress(draw.total)
+    def _stop_strings(self) -> Ended:
+        """Which rows have come to a stop string; it remembers what they have drawn."""
+        history: defaultdict[int, list[int]] = defaultdict(list)
 
-            ended = np.isin(ids, stop_ids)
-            if self.stop.strings:
-                for row, token_id in zip(rows, ids.tolist(), strict=True):
-                    draw.history[row].append(token_id)
-                ended |= [self.stop.ended(draw.history[row]) for row in rows]
-            draw.finished[rows[ended]] = True
-            going = ~ended & (draw.limits[rows] > position + 1)
-            if not going.any():
-                return
-            if not going.all():
-                index = packed(going)
-                rows, index = rows[index], torch.from_numpy(index)
-                self.decoder.keep(handle, index)
-                token = token[index.to(token.device)]
-            self.decoder.step(handle, token)
-            draw.steps += 1
+        def ended(rows: NDArray[np.int64], tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
+            for row, token in zip(rows.tolist(), tokens.tolist(), strict=True):
+                history[row].append(token)
+            return np.array([self.stop.ended(history[row]) for row in rows.tolist()], dtype=bool)
+
+        return ended
 
     def _limit(self, prompt: Prompt, ids: list[int]) -> int:
         room = self.policy.context - len(ids)
@@ -185,30 +177,6 @@ class Sampler:
         if ids[-1] in self.policy.stop_ids:  # not every stop id counts as special for the tokenizer
             ids = ids[:-1]
         return self.stop.cut(self.policy.decode(ids))
-
-
-class Draw:
-    """What a call of `sample` has drawn so far, of all its rows (B,), in the order of drawing."""
-
-    def __init__(self, keys: NDArray[np.uint64], limits: NDArray[np.int64], temperature: float):
-        self.keys, self.limits, self.temperature = keys, limits, temperature
-        self.finished = np.zeros(len(keys), dtype=bool)
-        self.history: list[list[int]] = [[] for _ in keys]  # tokens by row, kept only where stop strings need them
-        self.steps = self.total = 0
-        self._rows, self._ids, self._logp = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.float32)]
-
-    def add(self, rows: NDArray[np.int64], ids: NDArray[np.int64], logp: NDArray[np.float32]) -> None:
-        """One token for each of these rows."""
-        self.total += len(rows)
-        self._rows.append(rows)
-        self._ids.append(ids)
-        self._logp.append(logp)
-
-    def columns(self) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
-        """Token ids (T,) and log-probs (T,), row after row, and the lengths (B,)."""
-        rows = np.concatenate(self._rows)
-        order = np.argsort(rows, kind="stable")
-        return np.concatenate(self._ids)[order], np.concatenate(self._logp)[order], np.bincount(rows, minlength=len(self.keys))
 
 
 class StopStrings:
@@ -245,11 +213,3 @@ class StopStrings:
         if token not in self._silent:
             self._silent[token] = not self.decode([token])
         return self._silent[token]
-
-
-def packed(going: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Indices of the n true entries, arranged so that those among the first n stay where they are and the others fill the holes."""
-    count = int(going.sum())
-    index = np.arange(count)
-    index[~going[:count]] = count + np.flatnonzero(going[count:])
-    return index

@@ -1,14 +1,13 @@
 """The generic decoder: any causal LM of `transformers`, with adapters or without, through its own forward pass.
 
 Against `model.generate` it saves what costs most on small models: equal prompts are read once, keys and values are appended in place, no mask is
-built when all prompts have the same length, dropped rows leave the batch, and the common families take a leaner step on the CPU (`lean`).
+built when all prompts have the same length, and dropped rows leave the batch.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,9 +21,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from tacit.core.policy import Policy
 from tacit.core.scorer import evaluating
 from tacit.generation.decoder import Handle
-from tacit.generation.lean import LeanStep, lean_step
 
-logger = logging.getLogger("tacit")
 ROOM = 16  # positions that a buffer has to spare when it is made: it is copied once in so many steps, while attention reads it at every one
 
 
@@ -51,18 +48,12 @@ class TransformersDecoder:
         self._takes_positions = "position_ids" in accepted
         self._last_logits_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self._evaluating = False
-        self._lean: LeanStep | None = None
-        self._lean_before: bool | None = None
 
     @contextmanager
     def session(self) -> Iterator[None]:
         """Evaluation mode, no gradients, the policy's precision; the modules that were in training mode return to it."""
         with self._evaluation():
-            outer, self._lean = self._lean, self._lean or self._make_lean()
-            try:
-                yield
-            finally:
-                self._lean = outer
+            yield
 
     def prefill(self, prompts: list[list[int]]) -> Handle:
         """Reads R prompts, equal ones once. Raises ValueError when there is none, or an empty one."""
@@ -101,11 +92,7 @@ class TransformersDecoder:
             if state.mask is not None and state.position is not None:
                 state.mask = torch.cat([state.mask, state.mask.new_ones(len(state.mask), 1)], 1)
                 state.position = state.position + 1
-            if self._lean is not None:
-                inputs = self._lean.embed(tokens) if embeddings is None else embeddings
-                position = torch.tensor([[state.cache.get_seq_length()]]) if state.position is None else state.position
-                handle.logits = self._lean(inputs, state.cache, position, state.mask)
-            elif tokens is not None:
+            if tokens is not None:
                 handle.logits = self._forward(state, state.position, input_ids=tokens[:, None])
             elif embeddings is not None:
                 handle.logits = self._forward(state, state.position, inputs_embeds=embeddings[:, None])
@@ -125,14 +112,6 @@ class TransformersDecoder:
                 yield
         finally:
             self._evaluating = False
-
-    def _make_lean(self) -> LeanStep | None:
-        autocast = torch.is_autocast_enabled(self.policy.device.type)
-        lean = None if autocast else lean_step(self.policy.model)
-        if self._lean_before is not (lean is not None):
-            self._lean_before = lean is not None
-            logger.info("%s decodes by %s", type(self.policy.base_model).__name__, "its own forward pass" if lean is None else "the lean step")
-        return lean
 
     def _read(self, prompts: list[tuple[int, ...]]) -> Handle:
         """One forward pass over different prompts."""

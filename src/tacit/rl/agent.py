@@ -15,8 +15,8 @@ from tacit.core.policy import Policy
 from tacit.core.rollouts import Prompt, Role, RolloutBatch
 from tacit.core.runtime import load_optimiser, make_optimiser, whole
 from tacit.generation.decoder import Decoder
+from tacit.generation.decoders import decoder_for
 from tacit.generation.sampler import Sampler
-from tacit.generation.transformers_decoder import TransformersDecoder
 from tacit.rl import advantages, kl
 from tacit.rl.component import Component
 from tacit.rl.filters import DynamicSampling, Overlong
@@ -57,7 +57,7 @@ class Agent:
         in_all = steps * optimiser_steps(self.algorithm, self.sampling)
         self.optimiser, self.scheduler = make_optimiser(policy.trainable(), self.optimiser_config, in_all)
         self.sampler = Sampler(
-            decoder or TransformersDecoder(self.mirror),
+            decoder or decoder_for(self.mirror),
             self.mirror,
             max_new_tokens=self.sampling.max_new_tokens,
             temperature=self.sampling.temperature,
