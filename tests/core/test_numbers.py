@@ -92,3 +92,9 @@ def test_only_finite_decimals_are_written(value):
 )
 def test_final_number(text, value):
     assert final_number(text) == value
+
+
+def test_what_is_too_long_is_no_number():
+    assert parse_number("9" * 400) == 10**400 - 1
+    assert parse_number("9" * 401) is None and parse_number("-" + " " * 10**5 + "1") is None
+    assert final_number("9" * 10**5) is None

@@ -8,15 +8,18 @@ from fractions import Fraction
 NUMBER = r"(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+"
 SIGNED = re.compile(rf"-?(?:{NUMBER})")
 WHOLE = re.compile(rf"([-+]?)\s*[$€£]?\s*([-+]?)({NUMBER})\.?\s*%?")
+LONGEST = 400  # characters; what is longer is no answer, and could take long to read
 BOXED = re.compile(r"\\boxed\s*\{([^{}]*)\}")
 
 
 def parse_number(text: str) -> Fraction | None:
     """The number that `text` is, or None: "1,234" "$24.0" "-.5" "50 %" (which is 50) "24." are numbers, "3 apples" and "1/2" are not."""
-    match = WHOLE.fullmatch(text.strip())
+    text = text.strip()
+    match = WHOLE.fullmatch(text) if len(text) <= LONGEST else None
     if match is None or (match[1] and match[2]):
         return None
-    value = Fraction(match[3].replace(",", ""))
+    digits = match[3].replace(",", "")
+    value = Fraction(digits if "." in digits else int(digits))  # from an int it is three times as fast
     return -value if "-" in (match[1], match[2]) else value
 
 

@@ -55,7 +55,7 @@ class ShortPrograms(Procedural):
     alphabet = "".join(sorted(set("0123456789 \n#=,:()+-*/%return def f(x): max min abs")))
     reward = "tacit.rewards.programs:ProgramTests"
 
-    def __init__(self, largest: int = 20):
+    def __init__(self, largest: int = 40):
         if largest < 2:
             raise ValueError(f"short_programs needs largest of at least 2, not {largest}")
         self.largest = largest
