@@ -26,6 +26,7 @@ FLOORS = [
     {"rl", "sft", "steering", "recommend", "retrieval", "routing"},
     {"report"},
     {"job"},
+    {"evaluation", "doctor"},
     {"studies", "serving"},
     {"cli"},
     {"__main__"},

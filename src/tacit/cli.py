@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -105,6 +105,133 @@ def report(
         for line in verdicts(runs):
             print(line)
         print(f"Report: {page}")
+
+
+@app.command("eval", epilog=EXIT_CODES)
+def evaluate(
+    context: typer.Context,
+    source: Annotated[
+        str | None, typer.Argument(metavar="[RUN_OR_MODEL]", help="Folder of a run or a model, or a hub id.", show_default=False)
+    ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(help="Task, .jsonl file, file.py:Class, or '{name: ..., options: {...}}'; repeat it for several.", show_default="the run's"),
+    ] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(metavar="URL", help="OpenAI-compatible endpoint to ask instead, such as http://localhost:8000/v1.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Name of the model at the endpoint.")] = None,
+    samples: Annotated[int, typer.Option("--samples", "-n", help="Completions per prompt.")] = 1,
+    k: Annotated[str | None, typer.Option(metavar="K,K...", help="Which pass@k and maj@k.", show_default="1 and the samples")] = None,
+    prompts: Annotated[int | None, typer.Option(help="Held-out prompts of each task.", show_default="up to 512")] = None,
+    temperature: Annotated[float, typer.Option(help="0: greedy.")] = 1.0,
+    top_p: Annotated[float, typer.Option()] = 1.0,
+    seed: Annotated[int, typer.Option()] = 0,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Limit of a completion.", show_default="the run's, else 512")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="String that ends a completion; repeat it for several.", show_default="the run's")] = None,
+    reward: Annotated[str | None, typer.Option(help="file.py:function instead of the task's own verifier.", show_default="the run's")] = None,
+    chat: Annotated[
+        bool | None, typer.Option("--chat/--no-chat", help="Chat messages, or plain text.", show_default="the run's, else chat at endpoints")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System message of a chat.", show_default="the run's")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the evaluation.", show_default="runs/eval-...")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Ask for what is missing in the output folder.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="With --resume: ask again where no answer came.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    key_env: Annotated[str | None, typer.Option(metavar="NAME", help="Environment variable with the API key.", show_default="OPENAI_API_KEY")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at a time.")] = 8,
+    retries: Annotated[int, typer.Option(min=0, help="Tries of a request after the first.")] = 5,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a try may take.")] = 120.0,
+    price: Annotated[str | None, typer.Option(metavar="IN,OUT", help="Price of a million prompt and completion tokens.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder that keeps replies of the endpoint for other evaluations.")] = None,
+    request: Annotated[str | None, typer.Option(metavar="YAML", help="Further fields of a request, such as '{reasoning_effort: low}'.")] = None,
+) -> None:
+    """Measure a run, a model or an endpoint on held-out prompts: pass@k, maj@k and avg@n with intervals."""
+    with errors_in_one_sentence():
+        from tacit.evaluation import front
+
+        asked = {name: value for name, value in context.params.items() if value not in (None, [], ())}
+        plan = front.plan(asked)
+        reporter = make_reporter()
+        try:
+            result = front.run(plan, asked, resume=resume, retry_failed=retry_failed, reporter=reporter)
+        except KeyboardInterrupt:
+            reporter.close()
+            print(f"Stopped. Continue with: {same_command(context, '--resume' if plan.output.exists() else None)}", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+        finally:
+            reporter.close()
+        tell_evaluation(result, plan.output)
+        if any(failure["what"] == "no answer" for failure in result["failures"]):
+            print(f"Ask again for what got no answer with: {same_command(context, '--resume', '--retry-failed')}")
+
+
+def tell_evaluation(result: dict[str, Any], output: Path) -> None:
+    from rich.console import Console
+
+    from tacit.report.evaluation import lines, terminal, write_page
+
+    console = Console()
+    console.print(terminal(result), soft_wrap=not console.is_terminal)
+    for line in lines(result):
+        print(line)
+    print(f"Report: {write_page(result, output / 'items.jsonl', output / 'report.html')}")
+
+
+def same_command(context: typer.Context, *flags: str | None) -> str:
+    """What was typed, as one line for a shell, with further flags."""
+    words = ["tacit", str(context.info_name)]
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if source is None or source.name != "COMMANDLINE":
+            continue
+        value = context.params[parameter.name or ""]
+        for one in value if isinstance(value, list) else [value]:
+            if parameter.param_type_name == "argument":
+                words.append(str(one))
+            elif isinstance(one, bool):
+                words.append(parameter.opts[0] if one else parameter.secondary_opts[0])
+            else:
+                words += [parameter.opts[0], str(one)]
+    return shlex.join([*words, *(flag for flag in flags if flag and flag not in words)])
+
+
+@app.command(epilog=EXIT_CODES)
+def sample(
+    source: Annotated[str, typer.Argument(metavar="RUN_OR_MODEL", help="Folder of a run or a model, or a hub id.", show_default=False)],
+    prompt: Annotated[list[str], typer.Option(help="Text to go on from; repeat it for several.", show_default=False)],
+    samples: Annotated[int, typer.Option("--samples", "-n", min=1, help="Completions per prompt.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0, help="0: greedy.")] = 1.0,
+    top_p: Annotated[float, typer.Option()] = 1.0,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Limit of a completion.", show_default="the run's, else 512")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="String that ends a completion; repeat it for several.", show_default="the run's")] = None,
+    chat: Annotated[
+        bool | None, typer.Option("--chat/--no-chat", help="Use the chat template, or do not.", show_default="the run's, else not")
+    ] = None,
+    system: Annotated[str | None, typer.Option(help="System message of a chat.", show_default="the run's")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a completion, with the log-prob of every token.")] = False,
+) -> None:
+    """Print completions of a run or a model, with their log-probs."""
+    with errors_in_one_sentence():
+        from tacit.evaluation import front
+
+        settings = {"max_new_tokens": max_new_tokens, "stop": stop, "chat": chat, "system": system}
+        asked = {name: value for name, value in settings.items() if value not in (None, [], ())}
+        how = {"temperature": temperature, "top_p": top_p, "seed": seed, "device": device}
+        for line in front.samples(source, prompt, samples, asked, as_json=as_json, **how):
+            print(line)
+
+
+@app.command(epilog=EXIT_CODES)
+def doctor() -> None:
+    """Say what is there: versions, devices, data sets, guards of the sandbox."""
+    with errors_in_one_sentence():
+        from tacit.doctor import findings
+
+        for what, how in findings():
+            print(f"{what + ': ':<34}{how}")
 
 
 def make_reporter() -> Reporter:

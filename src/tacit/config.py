@@ -204,6 +204,44 @@ class SFTConfig(RunConfig):
     optimiser: OptimiserConfig = OptimiserConfig(lr=2e-3, warmup=20)
 
 
+class EvalConfig(Strict):
+    """What `tacit eval` measures, and so what a resumed evaluation must have in common with the one it continues."""
+
+    kind: Literal["eval"] = "eval"
+    policy: str = Field(description="folder of a run or model, hub id, or URL of an endpoint")
+    model: str | None = Field(default=None, description="name of the model at the endpoint")
+    chat: bool = False
+    system: str | None = None
+    tasks: list[TaskConfig] = Field(min_length=1)
+    reward: str | None = Field(default=None, description="file.py:function; default: each task's own verifier")
+    prompts: int | None = Field(default=None, ge=1, description="held-out prompts of each task; default: up to 512")
+    samples: int = Field(default=1, ge=1, description="completions per prompt")
+    k: list[int] = Field(default_factory=list, description="which pass@k and maj@k; default: 1 and the number of samples")
+    temperature: float = Field(default=1.0, ge=0, description="0: greedy")
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    seed: int = Field(default=0, ge=0)
+    max_new_tokens: int = Field(default=512, ge=1)
+    stop: list[str] = Field(default_factory=list)
+    request: dict[str, Any] = Field(default_factory=dict, description="further fields of each request to an endpoint; null removes one")
+
+    @property
+    def ks(self) -> list[int]:
+        return sorted(set(self.k or [1, self.samples]))
+
+    @model_validator(mode="after")
+    def _can_be_measured(self) -> EvalConfig:
+        if self.temperature == 0 and self.samples > 1:
+            raise ValueError("greedy completions are all alike: set --samples 1, or a --temperature above 0")
+        if self.ks[0] < 1:
+            raise ValueError(f"--k {self.ks[0]} is no number of completions; it starts at 1")
+        if self.ks[-1] > self.samples:
+            raise ValueError(f"pass@{self.ks[-1]} needs {self.ks[-1]} samples of each prompt, not {self.samples}: set --samples {self.ks[-1]}")
+        names = [task.name for task in self.tasks]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"task {twice!r} is given twice; evaluate its variants into different --output folders")
+        return self
+
+
 KINDS: dict[str, type[RLConfig] | type[SFTConfig]] = {"rl": RLConfig, "sft": SFTConfig}
 
 

@@ -93,7 +93,7 @@ def test_intervals():
 
 def test_measure_leaves_out_what_says_nothing():
     """Three problems with 4, 2 and 0 scored completions."""
-    found = measure([[1, 0, 0, 0], [1, 1], []], [["4", "5", "5", "6"], ["7", "7"], []], [1, 2, 4])
+    found = measure([[1, 0, 0, 0], [1, 1], []], [["4", "5", "5", "6"], ["7", "7"], []], 4, [1, 2, 4])
     assert {name: (estimate.mean, estimate.problems) for name, estimate in found.items()} == {
         "avg@4": (pytest.approx(0.625), 2),
         "pass@1": (pytest.approx(0.625), 2),
@@ -105,6 +105,6 @@ def test_measure_leaves_out_what_says_nothing():
 
 
 def test_measure_counts_partial_rewards_in_the_mean_only():
-    found = measure([[0.5, 0.9]], [["a", "b"]], [1])
+    found = measure([[0.5, 0.9]], [["a", "b"]], 2, [1])
     assert found["avg@2"].mean == pytest.approx(0.7) and found["pass@1"].mean == 0.5
-    assert measure([], [], [1])["pass@1"].problems == 0
+    assert measure([], [], 1, [1])["pass@1"].problems == 0

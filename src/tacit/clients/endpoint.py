@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from tacit.clients.cache import ReplyCache, request_key
 
-FATAL = {401: "it wants another API key", 404: "it does not know this model or path"}  # the next item would fare no better
+FATAL = {401: "it wants another API key, see --key-env", 404: "it does not know this model or path"}  # the next item would fare no better
 PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds before an unreadable reply is asked for again, doubled every time; as the openai client does
 LONGEST_REASON = 300  # characters of what a server says about a failure
 

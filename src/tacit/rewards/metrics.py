@@ -104,13 +104,12 @@ def over_problems(values: Sequence[float]) -> Estimate:
     return Estimate(*found, count)
 
 
-def measure(rewards: Sequence[Sequence[float]], answers: Sequence[Sequence[Hashable | None]], ks: Sequence[int]) -> dict[str, Estimate]:
-    """avg@n, and pass@k and maj@k for each k, over problems: `rewards` and `answers` hold what was scored of each, in the same order.
+def measure(rewards: Sequence[Sequence[float]], answers: Sequence[Sequence[Hashable | None]], n: int, ks: Sequence[int]) -> dict[str, Estimate]:
+    """avg@n, and pass@k and maj@k for each k, over problems: `rewards` and `answers` hold what was scored of each, up to n, in the same order.
 
-    avg@n is the mean reward, for rewards of 0 and 1 the same as pass@1; n is the largest number of scored completions of a problem.
+    avg@n is the mean reward, which for rewards of 0 and 1 is pass@1.
     """
     verdicts = [[float(reward > RIGHT) for reward in of_one] for of_one in rewards]
-    n = max(map(len, rewards), default=0)
     found = {f"avg@{n}": over_problems([sum(of_one) / len(of_one) for of_one in rewards if of_one])}
     for k in ks:
         found[f"pass@{k}"] = over_problems([pass_at_k(len(right), int(sum(right)), k) for right in verdicts if len(right) >= k])
