@@ -1,4 +1,4 @@
-"""GSM8K in its own format, small enough to count by hand; and the real one where TACIT_DATA holds it."""
+"""Small files in the formats of the data sets, and the real ones where TACIT_DATA holds them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-REAL = Path(os.environ.get("TACIT_DATA") or "data") / "gsm8k"  # read before any test changes the environment
+DATA = Path(os.environ.get("TACIT_DATA") or "data").resolve()  # read before any test changes the environment
 
 
 @pytest.fixture
@@ -27,8 +27,18 @@ def write_jsonl(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def real_gsm8k(monkeypatch: pytest.MonkeyPatch) -> Path:
-    if not (REAL / "train.jsonl.gz").is_file():
-        pytest.skip(f"needs the real GSM8K: there is no train.jsonl.gz in {REAL}; set TACIT_DATA to the folder that holds gsm8k/")
-    monkeypatch.setenv("TACIT_DATA", str(REAL.parent))
-    return REAL
+def real_data(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Points TACIT_DATA at the real data, and returns the folder of a set; skips where it is not there."""
+
+    def folder(name: str) -> Path:
+        if not (DATA / name).is_dir():
+            pytest.skip(f"needs the real data set {name}: there is no {DATA / name}; set TACIT_DATA to the folder that holds {name}/")
+        monkeypatch.setenv("TACIT_DATA", str(DATA))
+        return DATA / name
+
+    return folder
+
+
+@pytest.fixture
+def real_gsm8k(real_data: Callable[[str], Path]) -> Path:
+    return real_data("gsm8k")

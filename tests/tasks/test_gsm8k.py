@@ -55,8 +55,8 @@ def test_verify(task, completion, reward):
 
 
 def test_instruction_is_an_option(write_jsonl):
-    path = str(write_jsonl("one.jsonl", TEST))
-    assert Gsm8k(path, path, instruction="Go.").prompt_at(0, 0).text == "16-3-4?\nGo."
+    train, test = str(write_jsonl("one.jsonl", TEST)), str(write_jsonl("train.jsonl", TRAIN))
+    assert Gsm8k(train, test, instruction="Go.").prompt_at(0, 0).text == "16-3-4?\nGo."
 
 
 def test_answer_without_a_number(write_jsonl):

@@ -32,6 +32,12 @@ BUILT_IN = {
     "short_programs": "tacit.tasks.short_programs:ShortPrograms",
     "gsm8k_steps": "tacit.tasks.gsm8k_steps:Gsm8kSteps",
     "gsm8k": "tacit.tasks.gsm8k:Gsm8k",
+    "math500": "tacit.tasks.math500:Math500",
+    "svamp": "tacit.tasks.svamp:Svamp",
+    "aqua": "tacit.tasks.aqua:Aqua",
+    "mbpp": "tacit.tasks.python_problems:Mbpp",
+    "humaneval": "tacit.tasks.python_problems:HumanEval",
+    "ifeval": "tacit.tasks.ifeval:IfEval",
 }
 RECORDS = "tacit.tasks.records:Records"
 FILE_ENDINGS = (".jsonl", ".jsonl.gz")
@@ -39,7 +45,11 @@ FILE_ENDINGS = (".jsonl", ".jsonl.gz")
 
 @runtime_checkable
 class Task(Protocol):
-    """What training, evaluation and the demo need to know of a task. Everything here is a pure function of its arguments."""
+    """What training, evaluation and the demo need to know of a task. Everything here is a pure function of its arguments.
+
+    Where prompts differ in difficulty, `info["difficulty"]` names the bin, for evaluation by difficulty. A task whose verdict takes a worker or a
+    sandbox has an attribute `reward` besides, the dotted name of its default reward, and a `verify` that returns None.
+    """
 
     name: str
     alphabet: str  # every character of prompts and answers: the vocabulary of a tiny model

@@ -48,7 +48,7 @@ INDENT = "    "
 class ShortPrograms(Procedural):
     """Functions of one natural number with constants from 2 to `largest`. Held out are functions, however they are written: by their values.
 
-    info: `setup` (the head of the function, to put before the completion), `tests` (asserts: the examples, then others), `entry_point`.
+    info: `tests` (asserts: the examples, then others) and `entry_point`. The program is the prompt with the completion behind it.
     """
 
     name = "short_programs"
@@ -70,7 +70,6 @@ class ShortPrograms(Procedural):
         head = f"def f(x):\n{INDENT}# {', '.join(facts[:EXAMPLES])}\n"
         body = form.format(a=a, b=b)
         info = {
-            "setup": head,
             "tests": [f"assert {fact}" for fact in facts],
             "entry_point": "f",
             "solution": f"{INDENT}return {body}",
