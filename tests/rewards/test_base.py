@@ -107,6 +107,40 @@ def test_what_an_isolated_function_asks_for_is_checked_as_ever(tmp_path):
         own(tmp_path, "from tacit.rewards.workers import isolated\n@isolated\ndef score(p, c, colour): pass")
 
 
+CLASS = """
+from tacit.rewards.base import Score
+class Length:
+    def __init__(self, scale=1.0, sandbox="?"):
+        self.scale, self.sandbox = scale, sandbox
+    def __call__(self, prompts, completions):
+        return [Score(self.scale * len(c)) for c in completions]
+class Other:
+    def __init__(self, scale): ...
+class Mute: ...
+"""
+
+
+def test_a_class_judges_all_completions_at_once(tmp_path):
+    path = tmp_path / "classes.py"
+    path.write_text(CLASS)
+    reward = load_reward(f"{path}:Length", Task(), sandbox="unsafe")
+    assert reward(PROMPTS, ["a", "abc"]) == [Score(1.0), Score(3.0)] and reward.sandbox == "unsafe"  # pyright: ignore[reportAttributeAccessIssue]
+    for name, told in (("Other", "is a class that needs 'scale'; give it a default"), ("Mute", "is a class whose objects cannot be called")):
+        with pytest.raises(ValueError, match=told):
+            load_reward(f"{path}:{name}", Task())
+
+
+def test_a_task_may_name_its_reward(tmp_path):
+    path = tmp_path / "named.py"
+    path.write_text("def score(prompt, completion, answer): return 0.25")
+
+    class Named(Task):
+        reward = f"{path}:score"
+
+    assert load_reward(None, Named())(PROMPTS[:1], ["2"]) == [Score(0.25)]
+    assert load_reward(None, Task())(PROMPTS[:1], ["2"]) == [Score(1.0)]
+
+
 def test_rewards_import_no_torch():
     code = "import tacit.rewards.base, tacit.rewards.workers, sys; assert not {'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", f"import sys; sys.path[:] = {sys.path!r}; {code}"], check=True)

@@ -223,3 +223,18 @@ def alive(pid: int) -> bool:
             return file.read().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def test_math_verify_from_another_thread_inside_asyncio_and_past_its_deadline():
+    """Its own timeouts are signals, which would raise off the main thread; the pool needs none."""
+    with WorkerPool("tacit.rewards.math:score", workers=1, deadline=30) as pool:
+        calls = [("", "so \\boxed{\\frac{2}{4}}", "\\frac12"), ("", "so \\boxed{0.4}", "\\frac12")]
+        found = []
+        thread = threading.Thread(target=lambda: found.extend(pool.map(calls)))
+        thread.start()
+        thread.join()
+
+        async def inside():
+            return await asyncio.gather(*(asyncio.wrap_future(pool.submit(*call)) for call in calls))
+
+        assert found == asyncio.run(inside()) == [Answer(1.0), Answer(0.0)]

@@ -46,17 +46,20 @@ class JudgedTask(Protocol):
     def verify(self, prompt: Prompt, completion: str) -> float | dict[str, float] | None: ...
 
 
-def load_reward(spec: str | None, task: JudgedTask) -> RewardFunction:
-    """The reward of a recipe: the task's own verifier, or the user's `file.py:function`.
+def load_reward(spec: str | None, task: JudgedTask, *, sandbox: str = "required") -> RewardFunction:
+    """The reward of a recipe: what `spec` names, or else the task's `reward`, or else the task's own verifier.
 
-    The user's function is `score(prompt: str, completion: str, answer, **info) -> float | bool | dict[str, float] | None`; of `answer` and the
+    A function is `score(prompt: str, completion: str, answer, **info) -> float | bool | dict[str, float] | None`; of `answer` and the
     task's further columns it gets those it names. A dict has the reward under "reward", and every entry is logged. It may be `async def`, and it
-    may be `@isolated`, which has it run in killable workers.
+    may be `@isolated`, which has it run in killable workers. A class is a RewardFunction when it is made; `sandbox` reaches it if it takes that.
     Raises ValueError when it cannot be loaded or called so.
     """
+    spec = spec or getattr(task, "reward", None)
     if spec is None:
         return each(task.verify)
     function = load_object(spec, "reward")
+    if inspect.isclass(function):
+        return _make(function, spec, {"sandbox": sandbox})
     if not callable(function):
         raise ValueError(f"reward {spec!r} is a {type(function).__name__}, expected a function score(prompt, completion, answer)")
     parameters = _parameters(function, spec)
@@ -75,6 +78,16 @@ def load_reward(spec: str | None, task: JudgedTask) -> RewardFunction:
     if isinstance(function, Isolated):
         return InWorkers(partial(call, function.submit))
     return each(partial(call, function))
+
+
+def _make(cls: type, spec: str, options: Mapping[str, Any]) -> RewardFunction:
+    parameters = inspect.signature(cls).parameters
+    if lacking := [p.name for p in parameters.values() if p.default is p.empty and p.kind in BY_NAME and p.name not in options]:
+        raise ValueError(f"reward {spec!r} is a class that needs {lacking[0]!r}; give it a default")
+    made: Any = cls(**{name: value for name, value in options.items() if name in parameters})
+    if not callable(made):
+        raise ValueError(f"reward {spec!r} is a class whose objects cannot be called; define __call__(self, prompts, completions) -> list[Score]")
+    return made
 
 
 def each(judge: Callable[[Prompt, str], Any]) -> RewardFunction:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*(\w*)[^\n]*\n(.*?)^[ \t]*(?:```|~~~)[ \t]*$", re.MULTILINE | re.DOTALL)
 OPEN_FENCE = re.compile(r"^[ \t]*(?:```|~~~)[ \t]*(?:python|py)?[ \t]*\n", re.MULTILINE)
+CODE = re.compile(r"^(?:(?:from|import|def|async def|class) |@)", re.MULTILINE)  # where the code of a prompt begins
 ENDINGS = ("timed_out", "crashed", "refused")  # parts that say how a program failed, apart from giving a wrong answer
 
 
@@ -89,8 +90,9 @@ def program_of(completion: str, prompt: str = "", entry_point: str | None = None
     if entry_point is None:
         return codes[0]
     defining = next((code for code in codes if defines(code, entry_point)), None)
-    if defining is None and defines(prompt + completion, entry_point):
-        return prompt + completion
+    head = CODE.search(prompt)
+    if defining is None and head and defines(joined := prompt[head.start() :] + completion, entry_point):
+        return joined
     return defining or codes[0]
 
 

@@ -96,7 +96,7 @@ class Enclosure(Worker):
         code = f"import sys; sys.path.append({source!r}); from tacit.rewards.box.zygote import main; sys.path.pop(); "
         code += f"main(int(sys.argv[1]), {next(_numbers)}, {list(without)!r})"
         self.report: dict[str, str] = {}
-        super().__init__([sys.executable, "-I", "-S", "-c", code], cwd="/", env={})
+        super().__init__([sys.executable, "-I", "-S", "-u", "-c", code], cwd="/", env={})
 
     def start(self) -> None:
         try:
