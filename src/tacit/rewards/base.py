@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from tacit.core.imports import load_object
 from tacit.rewards.workers import Answer, Isolated
@@ -81,13 +81,16 @@ def load_reward(spec: str | None, task: JudgedTask, *, sandbox: str = "required"
 
 
 def _make(cls: type, spec: str, options: Mapping[str, Any]) -> RewardFunction:
-    parameters = inspect.signature(cls).parameters
+    try:
+        parameters = inspect.signature(cls).parameters
+    except (TypeError, ValueError):
+        raise ValueError(f"reward {spec!r} is a class that does not say what it takes; give it an __init__") from None
     if lacking := [p.name for p in parameters.values() if p.default is p.empty and p.kind in BY_NAME and p.name not in options]:
         raise ValueError(f"reward {spec!r} is a class that needs {lacking[0]!r}; give it a default")
-    made: Any = cls(**{name: value for name, value in options.items() if name in parameters})
+    made = cls(**{name: value for name, value in options.items() if name in parameters})
     if not callable(made):
         raise ValueError(f"reward {spec!r} is a class whose objects cannot be called; define __call__(self, prompts, completions) -> list[Score]")
-    return made
+    return cast(RewardFunction, made)
 
 
 def each(judge: Callable[[Prompt, str], Any]) -> RewardFunction:
