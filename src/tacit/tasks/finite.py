@@ -33,7 +33,10 @@ class Finite:
 
     def prompt_at(self, ordinal: int, seed: int) -> Prompt:
         if not self.train:
-            raise ValueError(f"task {self.name!r} has nothing to train on, all its problems are held out: set task.options.heldout_share below 1")
+            raise ValueError(
+                f"task {self.name!r} has nothing to train on, all its problems are held out: "
+                "set task.options.heldout_share below 1 where it has that option, or give it other problems to train on"
+            )
         return self.train[stream_order(ordinal, len(self.train), seed)]
 
     def heldout(self, count: int) -> list[Prompt]:
