@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes as c
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM,
 from tacit.core.policy import Policy
 from tacit.generation import native_library as lib
 from tacit.generation.decoder import Handle
-from tacit.generation.drawing import Drawn, Order
+from tacit.generation.drawing import Drawn, Ended, Order
 
 FAMILY = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 ROTARY = ("default", "linear", "dynamic", "llama3", "yarn")  # whose angles depend on the position alone, up to the model's context
@@ -75,7 +75,8 @@ class NativeDecoder:
         self._know_positions(max(map(len, prompts)))
         logits = torch.empty(len(prompts), self.vocabulary)
         made = c.c_void_p()
-        with self.session(), Watch() as watch:
+        watch = Watch()
+        with self.session():
             count, threads = len(prompts), min(self.threads, len(prompts))
             status = self._library.tacit_prefill(self._model, _at(ids), _at(starts), count, logits.data_ptr(), threads, watch.poll, c.byref(made))
         self._check(status, watch)
@@ -114,7 +115,8 @@ class NativeDecoder:
                 raise ValueError(f"embeddings have shape {tuple(inputs.shape)}, the handle needs ({count}, {hidden})")
         self._know_positions(int(state.lengths.max(initial=0)) + 1)
         logits = torch.empty(count, self.vocabulary)
-        with self.session(), Watch() as watch:
+        watch = Watch()
+        with self.session():
             addresses = _at(ids), None if inputs is None else inputs.data_ptr(), logits.data_ptr()
             threads = max(1, min(self.threads, count // 8))  # a thread costs more than a few rows of it
             status = self._library.tacit_step(self._model, state.address, *addresses, threads, watch.poll)
@@ -140,7 +142,8 @@ class NativeDecoder:
             if order.progress is not None:
                 order.progress(int(so_far[0]))
 
-        with self.session(), Watch(tell) as watch:
+        watch = Watch(tell, order.ended)
+        with self.session():
             arrays = {"rows": order.prompt_of_row, "limits": order.limits, "offsets": offsets, "keys": order.keys, "stop_ids": order.stop_ids}
             given = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
             given |= {"ids": ids, "starts": starts, "tokens": tokens, "logp": logp, "lengths": lengths, "finished": finished, "drawn": so_far}
@@ -155,7 +158,7 @@ class NativeDecoder:
                 at_once=order.at_once,
                 threads=max(1, min(self.threads, count // 2)),
                 poll=watch.poll,
-                seen=lib.Seen() if order.ended is None else watch.seen(order.ended),
+                seen=watch.see,
             )
             status = self._library.tacit_draw(self._model, c.byref(request))
         self._check(status, watch)
@@ -230,38 +233,39 @@ class Rows:
 
 
 class Watch:
-    """What the library calls back while it computes. An error raised there stops it, and is kept for its caller: it cannot pass through."""
+    """What the library calls back while it computes. An error raised there stops it and is kept for the caller, since it cannot pass through C++.
 
-    def __init__(self, tell: Callable[[], None] | None = None):
+    Both functions are generators: the interpreter handles signals where it enters Python, and entering a generator that has yielded inside its `try`
+    it is there already, while an error at the entrance of an ordinary function would be lost.
+    """
+
+    def __init__(self, tell: Callable[[], None] | None = None, ended: Ended | None = None):
         self.error: BaseException | None = None
-        self.tell = tell
+        polling, seeing = self._polling(tell or (lambda: None)), self._seeing(ended)
+        next(polling), next(seeing)
+        self.poll, self.see = lib.Poll(polling.__next__), lib.See() if ended is None else lib.See(seeing.send)
 
-    def __enter__(self) -> Watch:
-        self.poll = lib.Poll(self._poll)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        del self.poll  # it refers to this object, which refers to it
-
-    def _poll(self) -> int:
-        """The interpreter handles signals on its way in here."""
-        try:
-            if self.tell is not None:
-                self.tell()
-        except BaseException as error:  # noqa: BLE001 - raised again where the call was made
-            self.error = error
-        return int(self.error is not None)
-
-    def seen(self, ended: Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.bool_]]) -> Any:
-        def call(rows: Any, tokens: Any, count: int, flags: Any) -> int:
+    def _polling(self, tell: Callable[[], None]) -> Generator[int]:
+        while True:
             try:
-                view = np.ctypeslib.as_array(flags, (count,))
-                view |= ended(np.ctypeslib.as_array(rows, (count,)), np.ctypeslib.as_array(tokens, (count,)))
+                yield int(self.error is not None)
+                tell()
+            except GeneratorExit:
+                return
+            except BaseException as error:  # noqa: BLE001 - raised again where the call was made
+                self.error = error
+
+    def _seeing(self, ended: Ended | None) -> Generator[int, Any]:
+        while True:
+            try:
+                just = (yield int(self.error is not None)).contents
+                rows, tokens, flags = (np.ctypeslib.as_array(array, (just.count,)) for array in (just.rows, just.tokens, just.ended))
+                if ended is not None:
+                    flags |= ended(rows, tokens)
+            except GeneratorExit:
+                return
             except BaseException as error:  # noqa: BLE001 - likewise
                 self.error = error
-            return int(self.error is not None)
-
-        return lib.Seen(call)
 
 
 def unsuitable(policy: Policy) -> str | None:

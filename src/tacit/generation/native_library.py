@@ -22,7 +22,15 @@ FLAGS = "-std=c++17 -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math -s
 COMPILE_SECONDS = 300
 
 Poll = c.CFUNCTYPE(c.c_int32)
-Seen = c.CFUNCTYPE(c.c_int32, c.POINTER(c.c_int64), c.POINTER(c.c_int64), c.c_int64, c.POINTER(c.c_uint8))
+
+
+class Seen(c.Structure):
+    """As in decoder.cpp."""
+
+    _fields_ = [("rows", c.POINTER(c.c_int64)), ("tokens", c.POINTER(c.c_int64)), ("count", c.c_int64), ("ended", c.POINTER(c.c_uint8))]
+
+
+See = c.CFUNCTYPE(c.c_int32, c.POINTER(Seen))
 
 
 class Shape(c.Structure):
@@ -60,7 +68,7 @@ class Draw(c.Structure):
         ("threads", c.c_int32),
         ("steps", c.c_int32),
         ("poll", Poll),
-        ("seen", Seen),
+        ("seen", See),
         ("drawn", c.c_void_p),
     ]
 

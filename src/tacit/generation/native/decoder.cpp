@@ -123,6 +123,13 @@ void read(const Model& model, Workspace& w, const std::vector<Sequence*>& prompt
 
 extern "C" {
 
+// The tokens that `count` rows have just drawn, and room for what has ended.
+struct Seen {
+    const int64_t *rows, *tokens;
+    int64_t count;
+    uint8_t* ended;
+};
+
 // What is drawn: row i continues prompt rows[i] with at most limits[i] tokens, which with their log-probs go to places offsets[i] on.
 struct Draw {
     const int64_t *ids, *starts;  // of the prompts: ids[starts[p]] .. ids[starts[p + 1]]
@@ -141,8 +148,7 @@ struct Draw {
     int32_t threads;
     int32_t steps;  // out: the most steps that a thread took
     Poll poll;
-    // May be null. Called by any thread with the tokens that `count` rows have just drawn; sets what has ended. Not 0 asks to stop.
-    int32_t (*seen)(const int64_t* rows, const int64_t* tokens, int64_t count, uint8_t* ended);
+    int32_t (*seen)(Seen*);  // may be null; called by one thread at a time, of any; not 0 asks to stop
     int64_t* drawn;  // out, while it runs: tokens so far
 };
 
@@ -250,11 +256,20 @@ struct Source {
     std::vector<float> logits;
 };
 
+// What the threads of a draw have in common.
+struct Shared {
+    std::vector<Source> sources;
+    std::atomic<int64_t> next{0}, drawn{0};  // the first row not begun; tokens so far
+    std::atomic<int32_t> steps{0};
+    std::mutex seeing;
+    explicit Shared(int64_t prompts) : sources(prompts) {}
+};
+
 // The rows that a thread decodes at a time: finished ones leave, and the next in line take their places.
 class Drawing {
 public:
-    Drawing(const Model& model, Draw& draw, Crew& crew, std::vector<Source>& sources, std::atomic<int64_t>& next, std::atomic<int64_t>& drawn, int thread)
-        : model_(model), draw_(draw), crew_(crew), sources_(sources), next_(next), drawn_(drawn), thread_(thread) {}
+    Drawing(const Model& model, Draw& draw, Crew& crew, Shared& shared, int thread)
+        : model_(model), draw_(draw), crew_(crew), shared_(shared), thread_(thread) {}
 
     void run(int64_t room) {
         for (int32_t steps = 0;; steps++) {
@@ -277,8 +292,7 @@ private:
     const Model& model_;
     Draw& draw_;
     Crew& crew_;
-    std::vector<Source>& sources_;
-    std::atomic<int64_t>&next_, &drawn_;
+    Shared& shared_;
     const int thread_;
     int32_t steps_ = 0;
     Workspace w_;
@@ -292,13 +306,13 @@ private:
 
     // Begins up to `room` rows of those in line; false when there is none left.
     bool admit(int64_t room) {
-        const int64_t from = next_.fetch_add(room), to = std::min(from + room, draw_.count);
+        const int64_t from = shared_.next.fetch_add(room), to = std::min(from + room, draw_.count);
         if (from >= to) return false;
         read_prompts(from, to);
         const size_t before = active_.size();
         begin_seen();
         for (int64_t row = from; row < to; row++) {
-            Source& source = sources_[draw_.rows[row]];
+            Source& source = shared_.sources[draw_.rows[row]];
             while (source.state != Source::READ) {  // by another thread
                 crew_.tick(thread_);
                 std::this_thread::sleep_for(std::chrono::microseconds(20));
@@ -322,11 +336,12 @@ private:
         for (int64_t row = from; row < to; row++) {
             const int64_t p = draw_.rows[row];
             int unread = Source::UNREAD;
-            if (!sources_[p].state.compare_exchange_strong(unread, Source::BEING_READ)) continue;
-            mine.push_back(&sources_[p]);
-            sources_[p].sequence = std::make_unique<Sequence>(model_.pool);
-            sources_[p].logits.resize(model_.shape.vocabulary);
-            prompts.push_back(sources_[p].sequence.get()), logits.push_back(sources_[p].logits.data());
+            Source& source = shared_.sources[p];
+            if (!source.state.compare_exchange_strong(unread, Source::BEING_READ)) continue;
+            source.sequence = std::make_unique<Sequence>(model_.pool);
+            source.logits.resize(model_.shape.vocabulary);
+            mine.push_back(&source);
+            prompts.push_back(source.sequence.get()), logits.push_back(source.logits.data());
             ids.push_back(draw_.ids + draw_.starts[p]), lengths.push_back(draw_.starts[p + 1] - draw_.starts[p]);
         }
         if (mine.empty()) return;
@@ -378,10 +393,14 @@ private:
     // Of the active rows from `first` on, of which each has just drawn, only those stay that have not come to their end.
     void drop_ended(size_t first) {
         const int64_t count = static_cast<int64_t>(ended_.size());
-        __atomic_store_n(draw_.drawn, drawn_ += count, __ATOMIC_RELAXED);
-        if (draw_.seen != nullptr && draw_.seen(seen_rows_.data(), seen_tokens_.data(), count, ended_.data())) {
-            crew_.stop = true;
-            throw Stopped();
+        __atomic_store_n(draw_.drawn, shared_.drawn += count, __ATOMIC_RELAXED);
+        if (draw_.seen != nullptr) {
+            Seen seen{seen_rows_.data(), seen_tokens_.data(), count, ended_.data()};
+            std::lock_guard<std::mutex> guard(shared_.seeing);
+            if (crew_.stop || draw_.seen(&seen)) {
+                crew_.stop = true;
+                throw Stopped();
+            }
         }
         size_t kept = first;
         for (size_t i = first; i < active_.size(); i++) {
@@ -400,20 +419,18 @@ private:
 extern "C" int32_t tacit_draw(const void* model, Draw* draw) {
     const Model& m = *static_cast<const Model*>(model);
     try {
-        std::vector<Source> sources(draw->prompts);
-        for (int64_t row = 0; row < draw->count; row++) sources[draw->rows[row]].waiting++;
-        std::atomic<int64_t> next{0}, drawn{0};
-        std::atomic<int32_t> steps{0};
+        Shared shared(draw->prompts);
+        for (int64_t row = 0; row < draw->count; row++) shared.sources[draw->rows[row]].waiting++;
         Crew crew(draw->poll);
         Status status = crew.run(draw->threads, [&](int thread) {
-            Drawing drawing(m, *draw, crew, sources, next, drawn, thread);
+            Drawing drawing(m, *draw, crew, shared, thread);
             const int64_t at_once = std::min(draw->at_once, draw->count);
             drawing.run(std::max<int64_t>(1, (at_once + draw->threads - 1) / draw->threads));
-            int32_t most = steps;
-            while (drawing.steps() > most && !steps.compare_exchange_weak(most, drawing.steps())) {
+            int32_t most = shared.steps;
+            while (drawing.steps() > most && !shared.steps.compare_exchange_weak(most, drawing.steps())) {
             }
         });
-        draw->steps = steps;
+        draw->steps = shared.steps;
         return status;
     } catch (const std::bad_alloc&) {
         return OUT_OF_MEMORY;

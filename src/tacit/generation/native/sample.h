@@ -42,13 +42,16 @@ public:
         if (sum(wrong) > 0 || !std::isfinite(top)) return {0, NAN, NAN};
         while (logits[token] != top) token++;  // the likeliest
 
-        const double scale = temperature > 0 ? 1.0 / temperature : 1.0;
+        const double exact = temperature > 0 ? 1.0 / temperature : 1.0;
+        const float scale = static_cast<float>(exact), rest = static_cast<float>(exact - scale);
         sums_.clear();
         double total = 0, tilt = 0;
         for (int start = 0; start < width; start += CHUNK) {
             vec part{}, tilted{};
             for (int i = start; i < std::min(start + CHUNK, width); i += LANES) {
-                vec s = (load(logits + i) - top) * static_cast<float>(scale), w = exponential(s);
+                vec below = load(logits + i) - top;
+                below = below < -1e30f ? splat(-1e30f) : below;  // infinity times a rest of 0 is no number
+                vec s = below * scale + below * rest, w = exponential(s);
                 part += w;
                 if (with_entropy) tilted += w > 0.0f ? w * s : vec{};
                 if (temperature > 0) store(logits + i, w);
