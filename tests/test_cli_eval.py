@@ -182,5 +182,7 @@ def test_mistakes():
     assert "--k '1;4': write numbers" in sentence("eval", "model", "--task", "sorting", "--k", "1;4")
     assert "greedy completions are all alike" in sentence("eval", "model", "--task", "sorting", "-n", "2", "--temperature", "0")
     assert "'samples' must be at least 1" in sentence("eval", "model", "--task", "sorting", "-n", "0")
+    assert "'dtype' must be float32, bfloat16 or float64, not 'float23'" in sentence("eval", "model", "--task", "sorting", "--dtype", "float23")
+    assert "'dtype' must be" in sentence("sample", "model", "--prompt", "1", "--dtype", "float23")
     assert "no chat template" in sentence("eval", "model", "--task", "sorting", "--chat")
     assert tacit("eval", "model", "--task", "sorting", "--resune").exit_code == 2

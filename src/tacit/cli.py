@@ -134,6 +134,7 @@ def evaluate(
         bool | None, typer.Option("--chat/--no-chat", help="Chat messages, or plain text.", show_default="the run's, else chat at endpoints")
     ] = None,
     system: Annotated[str | None, typer.Option(help="System message of a chat.", show_default="the run's")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float64: of the weights.", show_default="the run's, else float32")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the evaluation.", show_default="runs/eval-...")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Ask for what is missing in the output folder.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="With --resume: ask again where no answer came.")] = False,
@@ -211,13 +212,14 @@ def sample(
     ] = None,
     system: Annotated[str | None, typer.Option(help="System message of a chat.", show_default="the run's")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float64: of the weights.", show_default="the run's, else float32")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a completion, with the log-prob of every token.")] = False,
 ) -> None:
     """Print completions of a run or a model, with their log-probs."""
     with errors_in_one_sentence():
         from tacit.evaluation import front
 
-        settings = {"max_new_tokens": max_new_tokens, "stop": stop, "chat": chat, "system": system}
+        settings = {"max_new_tokens": max_new_tokens, "stop": stop, "chat": chat, "system": system, "dtype": dtype}
         asked = {name: value for name, value in settings.items() if value not in (None, [], ())}
         how = {"temperature": temperature, "top_p": top_p, "seed": seed, "device": device}
         for line in front.samples(source, prompt, samples, asked, as_json=as_json, **how):

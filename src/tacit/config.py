@@ -210,6 +210,7 @@ class EvalConfig(Strict):
     kind: Literal["eval"] = "eval"
     policy: str = Field(description="folder of a run or model, hub id, or URL of an endpoint")
     model: str | None = Field(default=None, description="name of the model at the endpoint")
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     chat: bool = False
     system: str | None = None
     tasks: list[TaskConfig] = Field(min_length=1)

@@ -335,7 +335,7 @@ def _log(runtime: Runtime, folder: RunDirectory | None, step: int, metrics: dict
 
 
 @contextmanager
-def stop_after_step(reporter: Reporter) -> Iterator[threading.Event]:
+def stop_after_step(reporter: Reporter, doing: str = "stopping after this step") -> Iterator[threading.Event]:
     """The first Ctrl-C or SIGTERM sets the event, so that the step can end and be saved; the second interrupts at once."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -346,7 +346,7 @@ def stop_after_step(reporter: Reporter) -> Iterator[threading.Event]:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        reporter.message("stopping after this step, which will be saved; Ctrl-C again stops at once")
+        reporter.message(f"{doing}, which will be saved; Ctrl-C again stops at once")
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 from rich.console import Console
 
-from tacit.report.evaluation import EXAMPLES, lines, page, shown, terminal, write_page
+from tacit.report.evaluation import EXAMPLES, lines, page, terminal, write_page
 
 HALF = {"mean": 0.5, "low": 0.25, "high": 0.75, "problems": 8}
 NOTHING = {"mean": math.nan, "low": math.nan, "high": math.nan, "problems": 0}
@@ -87,7 +87,3 @@ def test_examples_are_spread_over_the_log(tmp_path):
     log.write_text("".join(json.dumps(record(completion=f"text {i}", prompt=f"p{i}")) + "\n" for i in range(1000)))
     found = Parsed(write_page(result(), log, tmp_path / "report.html").read_text())
     assert found.text.count("reward 1") == 1000 // 17 + 1 <= EXAMPLES and "text 0" in found.text and "text 986" in found.text
-
-
-def test_shown():
-    assert (shown(HALF), shown(NOTHING), shown(None), shown({"mean": None})) == ("0.500 [0.250, 0.750]", "–", "–", "–")

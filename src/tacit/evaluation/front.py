@@ -72,7 +72,7 @@ def run(plan: Plan, asked: Mapping[str, Any], *, resume: bool, retry_failed: boo
     else:
         if plan.saved.step is not None:
             reporter.message(f"{plan.saved.source} is not finished: its checkpoint of step {plan.saved.step} is evaluated")
-        answerer = LocalPolicy(opened(plan.saved, plan.config.chat, plan.config.system, runtime.device), plan.config)
+        answerer = LocalPolicy(opened(plan.saved, plan.config.model_dump(), runtime.device), plan.config)
     return job.run(plan.config, answerer, plan.output, runtime=runtime, resume=resume, retry_failed=retry_failed, reporter=reporter)
 
 
@@ -90,8 +90,8 @@ def samples(
 ) -> Iterator[str]:
     """Completions as lines to print. Log-probs are those of the whole distribution at this temperature, also where top-p cuts it."""
     saved = find(source)
-    settings = {"chat": False, "system": None} | defaults(saved) | dict(asked)
-    policy = opened(saved, settings["chat"], settings["system"], Runtime(device=device).device)
+    settings = defaults(saved) | dict(asked)
+    policy = opened(saved, settings, Runtime(device=device).device)
     draw = sampler(policy, max_new_tokens=settings["max_new_tokens"], top_p=top_p, stop=settings["stop"])
     asked_of = [Prompt(f"prompt {number}", text) for number, text in enumerate(prompts, start=1)]
     batch = draw.sample(asked_of, count, seed=seed, step=0, groups=range(len(prompts)), temperature=temperature, role=Role.PROBE)
@@ -109,11 +109,12 @@ def defaults(saved: Saved | None) -> dict[str, Any]:
     """The settings that an evaluation takes over from the run, so that it measures what training measured."""
     recipe = saved.recipe if saved else None
     if recipe is None:
-        return {"max_new_tokens": MAX_NEW_TOKENS, "stop": [], "chat": saved is None}
+        return {"max_new_tokens": MAX_NEW_TOKENS, "stop": [], "chat": saved is None}  # most endpoints serve models tuned for chat
     limit, stop = (recipe.sampling.max_new_tokens, recipe.sampling.stop) if isinstance(recipe, RLConfig) else (recipe.max_new_tokens, [])
     return {
         "max_new_tokens": limit,
         "stop": list(stop),
+        "dtype": recipe.model.dtype,
         "chat": recipe.model.chat,
         "system": recipe.model.system,
         "tasks": [recipe.task.model_dump(mode="json")],
@@ -121,9 +122,10 @@ def defaults(saved: Saved | None) -> dict[str, Any]:
     }
 
 
-def opened(saved: Saved, chat: bool, system: str | None, device: torch.device) -> Policy:
+def opened(saved: Saved, settings: Mapping[str, Any], device: torch.device) -> Policy:
     model = saved.recipe.model if saved.recipe else ModelConfig()
-    policy = saved.open(device, model.model_copy(update={"chat": chat, "system": system}))
+    changed = {name: settings[name] for name in ("dtype", "chat", "system") if name in settings}
+    policy = saved.open(device, Recipe(Path("tacit"), model.model_dump() | changed).validate(ModelConfig))
     if device.type == "cpu" and sum(p.numel() for p in policy.model.parameters()) <= ONE_THREAD:
         torch.set_num_threads(1)
     return policy

@@ -62,7 +62,7 @@ def run(
                 reporter.message(f"{len(items) - len(missing)} of {len(items)} items are there already")
             reporter.phase("evaluation", len(items))
             if missing:
-                with stop_after_step(reporter) as stop:
+                with stop_after_step(reporter, "waiting for what is under way") as stop:
                     answerer.answer(missing, Judge(rewards, log, reporter, len(items) - len(missing)).take, stop)
                     if stop.is_set() and any(item.key not in log.records for item in items):
                         raise KeyboardInterrupt

@@ -36,8 +36,10 @@ def terminal(result: Mapping[str, Any]) -> Table:
 
 
 def cells(estimate: Mapping[str, Any]) -> tuple[str, str, str]:
-    mean, _, interval = shown(estimate).partition(" ")
-    return mean, interval, str(estimate["problems"])
+    """Mean, interval and number of problems; – where nothing can be said."""
+    if not estimate["problems"]:
+        return "–", "", "0"
+    return f"{estimate['mean']:.3f}", f"[{estimate['low']:.3f}, {estimate['high']:.3f}]", str(estimate["problems"])
 
 
 def lines(result: Mapping[str, Any]) -> Iterator[str]:
@@ -111,8 +113,8 @@ def task_table(task: Mapping[str, Any]) -> str:
 
 
 def row(name: str, problems: int, metrics: Mapping[str, Any], names: list[str]) -> str:
-    cells = "".join(f"<td>{escape(shown(metrics.get(n)))}</td>" for n in names)
-    return f"<tr><th scope='row'>{escape(name)}</th><td>{problems}</td>{cells}</tr>"
+    columns = "".join(f"<td>{mean}<br><small>{interval}</small></td>" for mean, interval, _ in (cells(metrics[n]) for n in names))
+    return f"<tr><th scope='row'>{escape(name)}</th><td>{problems}</td>{columns}</tr>"
 
 
 def failure_table(result: Mapping[str, Any]) -> str:
@@ -139,10 +141,3 @@ def facts(entries: Mapping[str, Any]) -> str:
 
 def of_problems(metrics: Mapping[str, Any]) -> int:
     return max(estimate["problems"] for estimate in metrics.values())
-
-
-def shown(estimate: Mapping[str, Any] | None) -> str:
-    """'0.412 [0.380, 0.444]'; – where nothing can be said."""
-    if estimate is None or estimate["mean"] is None or estimate["mean"] != estimate["mean"]:
-        return "–"
-    return f"{estimate['mean']:.3f} [{estimate['low']:.3f}, {estimate['high']:.3f}]"
