@@ -133,7 +133,7 @@ def test_unscored_rollouts_enter_nothing(lab, advantage):
             return updates
 
     agent = lab.agent(algorithm={"advantage": advantage}, components=[Spy()])
-    step = lab.trainer(agent, reward=lambda prompts, completions: [lab.score(v, failure="" if v else "no verdict") for v in values]).step()
+    step = lab.trainer(agent, reward=lambda prompts, completions: [lab.score(v, failure="no verdict" if v is None else "") for v in values]).step()
     scored = [v is not None and math.isfinite(v) for v in values]
     assert step.pool.scored.tolist() == step.kept.tolist() == scored
     assert trained[0].batch.group.tolist() == [0] * 4 + [1] + [2] * 2
@@ -141,17 +141,17 @@ def test_unscored_rollouts_enter_nothing(lab, advantage):
     assert not advantages[1].any() and not advantages[3].any() and advantages[2, 0] == -advantages[2, 3] > 0
     assert advantages[0, 0] > 0 > advantages[0, 1] == advantages[0, 2]
     assert step.metrics["reward/mean"] == pytest.approx(3 / 7) and step.metrics["health/unscored"] == 9 / 16
-    assert step.pool.failures == ["" if ok else ("no verdict" if not v else "not scored") for v, ok in zip(values, scored, strict=True)]
+    assert step.pool.failures == ["" if ok else ("no verdict" if v is None else "not scored") for v, ok in zip(values, scored, strict=True)]
 
 
 def test_scores_by_hand(lab):
     """Parts become columns, missing ones NaN; a rollout with a broken log-prob cannot be trained on, whatever its verdict."""
     batch = lab.batch([([2], [3, 1]), ([2], [3]), ([2], [4, 1])], tokens={"behaviour_logp": [-1.0, math.inf, -1, -1, -2]})
-    found = with_scores(batch, [lab.score(1.0, {"form": 0.5}), lab.score(None, {"form": 1.0}, "no answer"), lab.score(2.0)])
+    found = with_scores(batch, [lab.score(1.0, {"form": 0.5}), lab.score(None, {"form": 1.0}, "no answer"), lab.score(2.0, failure="too long")])
     assert found.scored.tolist() == [False, False, True] and found.reward.tolist() == [0, 0, 2]
     torch.testing.assert_close(found.rows["reward/raw"], torch.tensor([math.nan, math.nan, 2], dtype=torch.float64), equal_nan=True)
     torch.testing.assert_close(found.rows["reward/form"], torch.tensor([0.5, 1, math.nan], dtype=torch.float64), equal_nan=True)
-    assert found.failures == ["the sampler gave a non-finite log-prob", "no answer", ""]
+    assert found.failures == ["the sampler gave a non-finite log-prob", "no answer", "too long"]
 
 
 # --- several agents ---

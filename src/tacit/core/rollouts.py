@@ -163,7 +163,7 @@ class RolloutBatch:
         self.prompt_tokens = prompt_tokens
         self.offsets = offsets
         self.texts = list(texts) if texts is not None else [""] * len(self.prompts)
-        self.failures = list(failures) if failures is not None else [""] * len(self.prompts)  # why a row is unscored
+        self.failures = list(failures) if failures is not None else [""] * len(self.prompts)  # why a row is unscored, or is worth what it is
         size, total = len(self.prompts), int(offsets[-1])
         self.rows = _columns(ROW_COLUMNS, rows or {}, size, "row")
         self.tokens = _columns(TOKEN_COLUMNS, tokens or {}, total, "token")

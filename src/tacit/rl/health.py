@@ -66,6 +66,7 @@ def step_metrics(step: Step, agents: Sequence[Agent]) -> dict[str, float]:
     tokens = float(step.drawn.spent.sum())
     metrics["throughput/sampled_tokens_per_second"] = tokens / max(step.times["sample"], 1e-9)
     metrics["throughput/tokens_per_second"] = tokens / max(metrics["time/step"], 1e-9)
+    metrics["throughput/scored_per_second"] = len(step.drawn) / max(step.times["score"], 1e-9)
     return metrics
 
 

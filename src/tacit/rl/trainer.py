@@ -194,5 +194,5 @@ def with_scores(batch: RolloutBatch, scores: Sequence[ScoreLike]) -> RolloutBatc
     parts = {f"reward/{name}": torch.tensor([s.parts.get(name, torch.nan) for s in scores], dtype=torch.float64) for name in names}
     batch = batch.with_columns(**{"reward": raw.nan_to_num(0.0), "scored": scored, "reward/raw": raw, **parts})
     reasons = ["the sampler gave a non-finite log-prob" if b else s.failure for s, b in zip(scores, broken.tolist(), strict=True)]
-    batch.failures = ["" if ok else reason or "not scored" for ok, reason in zip(scored.tolist(), reasons, strict=True)]
+    batch.failures = [reason or ("" if ok else "not scored") for ok, reason in zip(scored.tolist(), reasons, strict=True)]
     return batch
