@@ -11,7 +11,7 @@ from tacit.core.rollouts import Prompt
 from tacit.tasks.base import BUILT_IN, Task, resolve_task
 from tacit.tasks.procedural import Procedural, is_held_out
 
-NAMES = [name for name in BUILT_IN if not name.startswith(("gsm8k", "math", "svamp", "aqua", "mbpp", "humaneval", "ifeval"))]
+NAMES = [name for name in BUILT_IN if not name.startswith(("gsm8k", "math", "svamp", "aqua", "mbpp", "humaneval", "ifeval", "reasoning_gym"))]
 SMALL = {  # options under which streams and held-out sets could meet, were they not kept apart
     "sorting": {"min_length": 2, "max_length": 3},
     "reversal": {"min_length": 2, "max_length": 3},

@@ -38,6 +38,7 @@ BUILT_IN = {
     "mbpp": "tacit.tasks.python_problems:Mbpp",
     "humaneval": "tacit.tasks.python_problems:HumanEval",
     "ifeval": "tacit.tasks.ifeval:IfEval",
+    "reasoning_gym": "tacit.tasks.gym:ReasoningGym",
 }
 RECORDS = "tacit.tasks.records:Records"
 FILE_ENDINGS = (".jsonl", ".jsonl.gz")

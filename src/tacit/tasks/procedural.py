@@ -50,7 +50,7 @@ class Procedural:
             f"lower evaluation.prompts to {len(found)}, or make the task larger"
         )
 
-    def solve(self, prompt: Prompt) -> str:
+    def solve(self, prompt: Prompt) -> str | None:
         return str(prompt.answer)
 
     def verify(self, prompt: Prompt, completion: str) -> float | dict[str, float] | None:
