@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -138,6 +139,26 @@ def test_which_decoder_is_chosen(policy, native):
         policy.base_model.config.hidden_act = "silu"
 
 
+def suite(**environment: str) -> subprocess.CompletedProcess[str]:
+    """The tests of the decoder, slow ones too, with a library of its own. Those with a deadline are left to the library that users get."""
+    path = Path(__file__).with_name("test_native_decoder.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "slow or not slow", "-k", "not ctrl_c", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processor", ["x86-64", "haswell", "skylake-avx512"])
+def test_the_suite_passes_on_older_processors(native_compiler, tmp_path, processor):
+    """Vectors of 4, 8 and 16 floats, and bf16 without its instructions."""
+    needs = {"haswell": {"avx2", "fma"}, "skylake-avx512": {"avx512f", "avx512vl", "avx512bw", "avx512dq"}}.get(processor, set[str]())
+    info = Path("/proc/cpuinfo")
+    if platform.machine() != "x86_64" or not info.exists() or not needs <= set(info.read_text().split()):
+        pytest.skip(f"this processor does not run code for {processor}")
+    done = suite(TACIT_CACHE=str(tmp_path), TACIT_NATIVE_FLAGS=f"-march={processor}")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert " passed" in done.stdout and "skipped" not in done.stdout
+
+
 @pytest.mark.slow
 def test_the_suite_passes_with_sanitizers(native_compiler, tmp_path):
     """Reads and writes out of bounds, use after free and undefined behaviour end the process."""
@@ -148,8 +169,6 @@ def test_the_suite_passes_with_sanitizers(native_compiler, tmp_path):
     if not all(Path(path).is_absolute() for path in found):
         pytest.skip(f"{native_compiler} brings no sanitizers")
     settings = {"LD_PRELOAD": " ".join(found), "ASAN_OPTIONS": "detect_leaks=0", "TACIT_CACHE": str(tmp_path), "TACIT_NATIVE_FLAGS": SANITIZERS}
-    suite = Path(__file__).with_name("test_native_decoder.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "slow or not slow", "-k", "not ctrl_c", str(suite)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings | {"OMP_NUM_THREADS": "1"})
+    done = suite(**settings)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert " passed" in done.stdout and "skipped" not in done.stdout

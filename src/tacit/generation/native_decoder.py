@@ -242,7 +242,8 @@ class Watch:
     def __init__(self, tell: Callable[[], None] | None = None, ended: Ended | None = None):
         self.error: BaseException | None = None
         polling, seeing = self._polling(tell or (lambda: None)), self._seeing(ended)
-        next(polling), next(seeing)
+        next(polling)
+        next(seeing)
         self.poll, self.see = lib.Poll(polling.__next__), lib.See() if ended is None else lib.See(seeing.send)
 
     def _polling(self, tell: Callable[[], None]) -> Generator[int]:

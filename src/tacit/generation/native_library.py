@@ -18,14 +18,14 @@ from pathlib import Path
 
 logger = logging.getLogger("tacit")
 SOURCES = Path(__file__).parent / "native"
-FLAGS = "-std=c++17 -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math -shared -fPIC -pthread"
+FLAGS = "-std=c++17 -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math -fno-strict-aliasing -shared -fPIC -pthread"
 COMPILE_SECONDS = 300
 
 Poll = c.CFUNCTYPE(c.c_int32)
 
 
 class Seen(c.Structure):
-    """As in decoder.cpp."""
+    """As in drawing.h."""
 
     _fields_ = [("rows", c.POINTER(c.c_int64)), ("tokens", c.POINTER(c.c_int64)), ("count", c.c_int64), ("ended", c.POINTER(c.c_uint8))]
 
@@ -44,7 +44,7 @@ class Shape(c.Structure):
 
 
 class Draw(c.Structure):
-    """As in decoder.cpp; addresses of arrays."""
+    """As in drawing.h; addresses of arrays."""
 
     _fields_ = [
         ("ids", c.c_void_p),

@@ -63,16 +63,17 @@ public:
         }
     }
 
-    // x (rows, ldx) to y (rows, ldy), with ldx >= depth and ldy >= width; `pairs` is scratch of rows * ldx / 2 + rows numbers.
+    // x (rows, ldx) to y (rows, ldy), with ldx >= depth and ldy >= width; `pairs` is scratch, for x in bf16.
     void product(const float* x, int ldx, int rows, float* y, int ldy, Buffer<uint32_t>& pairs) const {
         int blocks = (rows + BLOCK - 1) / BLOCK, steps = bf16_ ? (depth + 1) / 2 : depth;
         if (bf16_) {
             pairs.reserve(static_cast<size_t>(rows) * steps);
-            for (int m = 0; m < rows; m++)
-                for (int k = 0; k < steps; k++) {
-                    uint32_t high = 2 * k + 1 < depth ? to_bf16(x[static_cast<size_t>(m) * ldx + 2 * k + 1]) : 0;
-                    pairs[static_cast<size_t>(m) * steps + k] = high << 16 | to_bf16(x[static_cast<size_t>(m) * ldx + 2 * k]);
-                }
+            for (int m = 0; m < rows; m++) {
+                const float* from = x + static_cast<size_t>(m) * ldx;
+                auto to = reinterpret_cast<uint16_t*>(pairs + static_cast<size_t>(m) * steps);
+                if (depth % 2) to[depth] = 0;
+                for (int k = 0; k < depth; k++) to[k] = to_bf16(from[k]);
+            }
         }
         for (int start = 0; start < width; start += PANEL) {
             int vectors = std::min(PANEL, width - start) / LANES;
