@@ -83,10 +83,10 @@ def test_own_class_from_a_file_and_from_a_module(tmp_path):
     [
         (
             {"name": "sortin"},
-            r"unknown task 'sortin': did you mean 'sorting'\? choose one of sorting, reversal, .*, a .jsonl file, or your own",
+            r"unknown task 'sortin': did you mean 'sorting'\? choose one of sorting, .*, a .jsonl or .parquet file, hub:owner/name, or your own",
         ),
         ({"name": "zzz"}, "unknown task 'zzz': choose one of sorting"),
-        ({"name": "sorting", "columns": {"prompt": "q"}}, r"task\.columns maps the columns of a \.jsonl file, and task 'sorting' is none"),
+        ({"name": "sorting", "columns": {"prompt": "q"}}, r"task\.columns maps the columns of a file or a hub data set, and task 'sorting' is none"),
         ({"name": "sorting", "options": {"max_len": 3}}, r"task 'sorting' has no option 'max_len'; did you mean 'max_length'\?"),
         ({"name": "sorting", "options": {"zzz": 3}}, "has no option 'zzz'; its options are min_length, max_length"),
         ({"name": "sorting", "options": {"max_length": "x"}}, "task 'sorting', option 'max_length': .*integer.*, not 'x'"),

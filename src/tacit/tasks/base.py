@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from tacit.config import TaskConfig
 from tacit.core.imports import is_own_part, load_object
 from tacit.core.rollouts import Prompt
+from tacit.tasks.tables import FILE_ENDINGS, HUB
 
 Item = TypeVar("Item")
 BUILT_IN = {
@@ -41,7 +42,7 @@ BUILT_IN = {
     "reasoning_gym": "tacit.tasks.gym:ReasoningGym",
 }
 RECORDS = "tacit.tasks.records:Records"
-FILE_ENDINGS = (".jsonl", ".jsonl.gz")
+HUB_RECORDS = "tacit.tasks.records:HubRecords"
 
 
 @runtime_checkable
@@ -97,22 +98,26 @@ def first(prompts: list[Item], count: int, name: str) -> list[Item]:
 
 
 def resolve_task(config: TaskConfig) -> Task:
-    """The task of a recipe: a built-in name, a file of JSON lines, or the user's own `file.py:Class` or `package.module:Class`.
+    """The task of a recipe: a built-in name, a file of JSON lines or Parquet, `hub:owner/name`, or the user's own `file.py:Class`.
 
     Raises ValueError in one sentence: unknown name, unknown or missing option, a class that is not a task.
     """
     name, options = config.name, dict(config.options)
     if name.endswith(FILE_ENDINGS):
         return _build(_class_at(RECORDS), name, {"path": name, "columns": config.columns, **options})
+    if name.startswith(HUB):
+        return _build(_class_at(HUB_RECORDS), name, {"path": name.removeprefix(HUB), "columns": config.columns, **options})
     if config.columns:
-        raise ValueError(f"task.columns maps the columns of a .jsonl file, and task {name!r} is none: remove it")
+        raise ValueError(f"task.columns maps the columns of a file or a hub data set, and task {name!r} is none: remove it")
     if name in BUILT_IN:
         return _build(_class_at(BUILT_IN[name]), name, options)
     if is_own_part(name):
         return _build(load_object(name, "task"), name, options)
     near = get_close_matches(name, BUILT_IN, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"unknown task {name!r}: {hint}choose one of {', '.join(BUILT_IN)}, a .jsonl file, or your own as file.py:Class")
+    raise ValueError(
+        f"unknown task {name!r}: {hint}choose one of {', '.join(BUILT_IN)}, a .jsonl or .parquet file, hub:owner/name, or your own as file.py:Class"
+    )
 
 
 def _class_at(spec: str) -> Any:

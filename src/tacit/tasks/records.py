@@ -1,14 +1,15 @@
-"""The user's own prompts: one JSON object a line, with a mapping of columns."""
+"""The user's own prompts: a file of JSON lines or Parquet, or a data set of the hub, with a mapping of columns."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tacit.core.rollouts import Prompt
 from tacit.tasks.base import first, stream_order
-from tacit.tasks.data import DataError, read_jsonl, text_field
+from tacit.tasks.data import DataError
+from tacit.tasks.tables import HUB, Row, hub_rows, rows
 
 ROLES = ("prompt", "answer", "id")
 
@@ -23,22 +24,27 @@ class Records:
     """
 
     def __init__(self, path: str, columns: Mapping[str, str] | None = None, heldout: str | None = None, heldout_share: float = 0.1):
+        self.name = Path(path).name
+        self._divide(columns, heldout_share, path, rows(path), None if heldout is None else (heldout, rows(heldout)))
+
+    def _divide(
+        self, columns: Mapping[str, str] | None, share: float, source: str, found: Sequence[Row], held: tuple[str, Sequence[Row]] | None
+    ) -> None:
         if unknown := sorted(set(columns or ()) - set(ROLES)):
             raise DataError(f"task.columns maps {', '.join(ROLES)} to columns of the file; there is no {unknown[0]!r}")
-        if not 0 < heldout_share < 1:
-            raise DataError(f"heldout_share must lie between 0 and 1, not at {heldout_share}")
-        self.name = Path(path).name
+        if not 0 < share < 1:
+            raise DataError(f"heldout_share must lie between 0 and 1, not at {share}")
         self.columns = {role: role for role in ROLES} | dict(columns or {})
-        records = self._read(path)
-        if heldout is not None:
-            self.test = self._read(heldout)
+        records = self._prompts(source, found)
+        if held is not None:
+            self.test = self._prompts(*held)
         else:
-            kept = len(records) - max(1, round(heldout_share * len(records)))
+            kept = len(records) - max(1, round(share * len(records)))
             records, self.test = records[:kept], records[kept:]
         questions = {prompt.text for prompt in self.test}
         self.train = [prompt for prompt in records if prompt.text not in questions]
         if not self.train:
-            raise DataError(f"{path} leaves nothing to train on: all its prompts are held out; add more, or others as task.options.heldout")
+            raise DataError(f"{source} leaves nothing to train on: all its prompts are held out; add more, or others as task.options.heldout")
 
     @property
     def alphabet(self) -> str:
@@ -60,17 +66,40 @@ class Records:
     def baselines(self) -> dict[str, float]:
         return {}
 
-    def _read(self, path: str) -> list[Prompt]:
-        names, seen, prompts = self.columns, dict[str, int](), list[Prompt]()
+    def _prompts(self, source: str, found: Sequence[Row]) -> list[Prompt]:
+        names, seen, prompts = self.columns, dict[str, str](), list[Prompt]()
         renamed = [column for role, column in names.items() if column != role]  # asked for by name: they must be there
-        for line, row in read_jsonl(path):
-            text = text_field(row, names["prompt"], path, line)
-            if missing := [column for column in renamed if column not in row]:
-                raise DataError(f"{path}, line {line}: there is no column {missing[0]!r}, only {', '.join(row)}")
-            key = str(row.get(names["id"], f"{Path(path).name}:{line}"))
+        for place, row in found:
+            if missing := [column for column in (names["prompt"], *renamed) if column not in row]:
+                raise DataError(f"{source}, {place}: there is no column {missing[0]!r}, only {', '.join(row)}")
+            text = row[names["prompt"]]
+            if not isinstance(text, str):
+                raise DataError(f"{source}, {place}: column {names['prompt']!r} is {type(text).__name__}, not text")
+            key = str(row.get(names["id"], f"{Path(source).name}:{place.split()[1]}"))
             if key in seen:
-                raise DataError(f"{path}, line {line}: the id {key!r} stands on line {seen[key]} already; ids name a record for good")
-            seen[key] = line
+                raise DataError(f"{source}, {place}: the id {key!r} stands on {seen[key]} already; ids name a record for good")
+            seen[key] = place
             info: dict[str, Any] = {k: v for k, v in row.items() if k not in names.values()}
             prompts.append(Prompt(key, text, row.get(names["answer"]), info))
         return prompts
+
+
+class HubRecords(Records):
+    """The same over the data set owner/name of the hub: `split` of it, `subset` where it has several, `revision` to pin one.
+
+    Held out are the records of the split `heldout`, or else the last `heldout_share` of `split`.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        columns: Mapping[str, str] | None = None,
+        split: str = "train",
+        heldout: str | None = None,
+        heldout_share: float = 0.1,
+        subset: str | None = None,
+        revision: str | None = None,
+    ):
+        self.name = f"{HUB}{path}"
+        held = None if heldout is None else (f"{self.name}/{heldout}", hub_rows(path, heldout, subset, revision))
+        self._divide(columns, heldout_share, f"{self.name}/{split}", hub_rows(path, split, subset, revision), held)
