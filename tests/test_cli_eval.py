@@ -97,6 +97,19 @@ def test_a_run_that_is_not_finished_is_measured_at_its_newest_checkpoint():
         assert result(f"{kind}-checkpoint")["tasks"] == result(f"{kind}-finished")["tasks"]
 
 
+def test_the_reward_hears_what_the_recipe_says_of_the_sandbox():
+    Path("mine.py").write_text(
+        "from tacit.rewards.base import Score\n"
+        "class Told:\n"
+        "    def __init__(self, sandbox):\n        self.value = float(sandbox == 'unsafe')\n"
+        "    def __call__(self, prompts, completions):\n        return [Score(self.value) for _ in prompts]\n"
+    )
+    train(reward="mine.py:Told", sandbox="unsafe")
+    assert result("run")["after"]["mean"] == 1.0
+    assert "reversal avg@1 1.000" in done("eval", "run", "--prompts", "4", "-o", "as-in-training")
+    assert "reversal avg@1 0.000" in done("eval", "run", "--prompts", "4", "--sandbox", "required", "-o", "required")
+
+
 def saved_model() -> None:
     tokenizer = char_tokenizer("0123456789:abc")
     model = tiny_model(TinyConfig(hidden=16, layers=1, heads=2, mlp=32, context=32), tokenizer)

@@ -130,6 +130,9 @@ def evaluate(
     max_new_tokens: Annotated[int | None, typer.Option(help="Limit of a completion.", show_default="the run's, else 512")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="String that ends a completion; repeat it for several.", show_default="the run's")] = None,
     reward: Annotated[str | None, typer.Option(help="file.py:function instead of the task's own verifier.", show_default="the run's")] = None,
+    sandbox: Annotated[
+        str | None, typer.Option(help="unsafe: run programs of the model where they cannot be isolated.", show_default="the run's, else required")
+    ] = None,
     chat: Annotated[
         bool | None, typer.Option("--chat/--no-chat", help="Chat messages, or plain text.", show_default="the run's, else chat at endpoints")
     ] = None,
@@ -142,7 +145,7 @@ def evaluate(
     key_env: Annotated[str | None, typer.Option(metavar="NAME", help="Environment variable with the API key.", show_default="OPENAI_API_KEY")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at a time.")] = 8,
     retries: Annotated[int, typer.Option(min=0, help="Tries of a request after the first.")] = 5,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a try may take.")] = 120.0,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds a try may take.")] = 300.0,
     price: Annotated[str | None, typer.Option(metavar="IN,OUT", help="Price of a million prompt and completion tokens.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder that keeps replies of the endpoint for other evaluations.")] = None,
     request: Annotated[str | None, typer.Option(metavar="YAML", help="Further fields of a request, such as '{reasoning_effort: low}'.")] = None,

@@ -169,7 +169,8 @@ class RunConfig(Strict):
     init: str | None = Field(default=None, description="folder of a finished run whose policy this one starts from")
     model: ModelConfig = ModelConfig()
     task: TaskConfig = Field(description="where prompts come from, for example task: {name: sorting}")
-    reward: str | None = Field(default=None, description="file.py:function; default: the task's own verifier")
+    reward: str | None = Field(default=None, description="file.py:function or Class; default: the task's own")
+    sandbox: Literal["required", "unsafe"] = Field(default="required", description="unsafe: run programs of the model where they cannot be isolated")
     runtime: RuntimeConfig = RuntimeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -214,7 +215,8 @@ class EvalConfig(Strict):
     chat: bool = False
     system: str | None = None
     tasks: list[TaskConfig] = Field(min_length=1)
-    reward: str | None = Field(default=None, description="file.py:function; default: each task's own verifier")
+    reward: str | None = Field(default=None, description="file.py:function or Class; default: each task's own")
+    sandbox: Literal["required", "unsafe"] = "required"
     prompts: int | None = Field(default=None, ge=1, description="held-out prompts of each task; default: up to 512")
     samples: int = Field(default=1, ge=1, description="completions per prompt")
     k: list[int] = Field(default_factory=list, description="which pass@k and maj@k; default: 1 and the number of samples")

@@ -93,7 +93,7 @@ class Parts:
     def __init__(self, config: RLConfig | SFTConfig, runtime: Runtime):
         self.runtime = runtime
         self.task: Task = resolve_task(config.task)
-        self.reward: RewardFunction = load_reward(config.reward, self.task)
+        self.reward: RewardFunction = load_reward(config.reward, self.task, sandbox=config.sandbox)
         self.prompts = self.task.heldout(config.evaluation.prompts)
         self.policy = self._policy(config)
         size = sum(p.numel() for p in self.policy.model.parameters())

@@ -74,6 +74,16 @@ def reply(text: str, *, chat: bool = True, finish: str = "stop") -> str:
     return json.dumps({"id": "1", "choices": [{"index": 0, "finish_reason": finish, **said}], "usage": {"prompt_tokens": 10, "completion_tokens": 5}})
 
 
+def cut_chunks(handler: Any, _: str) -> None:
+    """A chunked reply whose stream ends in the middle, without the last chunk."""
+    handler.send_response(200)
+    handler.send_header("Content-Type", "application/json")
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    handler.wfile.write(b"28\r\n" + reply("4").encode()[:40] + b"\r\n")
+    handler.close_connection = True
+
+
 def error(status: int, told: str = "told so") -> Callable[[Any, str], None]:
     return lambda handler, _: send(handler, status, json.dumps({"error": {"message": told}}), retry_after_ms="1")
 
@@ -96,6 +106,7 @@ TROUBLES: dict[str, Callable[[Any, str], None]] = {
     "late": late,
     "half JSON": lambda handler, _: send(handler, 200, reply("4")[:40]),
     "cut": lambda handler, _: send(handler, 200, reply("4"), cut=40),
+    "cut stream": cut_chunks,
     "nothing": lambda handler, _: send(handler, 200, ""),
     "another schema": lambda handler, _: send(handler, 200, '{"choices": []}'),
     "key": echo_of_the_key,

@@ -69,7 +69,7 @@ def test_completions_and_no_key(server):
     assert "Authorization" not in server.headers[0]
 
 
-@pytest.mark.parametrize("trouble", ["429", "500", "late", "half JSON", "cut", "nothing", "another schema"])
+@pytest.mark.parametrize("trouble", ["429", "500", "late", "half JSON", "cut", "cut stream", "nothing", "another schema"])
 def test_trouble_that_passes_is_waited_out(server, trouble):
     server.script = lambda request, seen: trouble if seen < 2 else "4"
     [found], endpoint = ask(server, "?", timeout=0.3)
@@ -85,6 +85,7 @@ def test_trouble_that_passes_is_waited_out(server, trouble):
         ("late", "no reply within the time limit, 3 times"),
         ("half JSON", "an unreadable reply, 3 times: {"),
         ("cut", "the connection broke, 3 times: "),
+        ("cut stream", "the connection broke, 3 times: "),
         ("nothing", "an unreadable reply, 3 times: empty"),
         ("another schema", 'an unreadable reply, 3 times: {"choices": []}'),
     ],

@@ -150,7 +150,7 @@ def test_no_answer_at_all_is_an_error():
 
 
 def test_a_reward_that_answers_for_too_few(monkeypatch):
-    monkeypatch.setattr("tacit.evaluation.run.load_reward", lambda spec, task: lambda prompts, completions: [])
+    monkeypatch.setattr("tacit.evaluation.run.load_reward", lambda spec, task, sandbox: lambda prompts, completions: [])
     with pytest.raises(ValueError, match="returned 0 scores for 1 completions"):
         evaluate(Answerer())
 

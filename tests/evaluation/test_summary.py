@@ -43,6 +43,8 @@ def test_who_votes_for_what():
     assert candidate(Sums(), number, "so 3", 0.0) == candidate(Sums(), number, "= 3.0", 0.0) == Fraction(3)
     assert candidate(Sums(), number, "who knows", 0.0) is None
     assert candidate(Sums(), word, " bb ", 0.0) == "bb"
+    assert candidate(Sums(), Prompt("d", "", "\\pi"), "so \\boxed{ 2\\pi}.", 0.0) == "2\\pi"
+    assert candidate(Sums(), Prompt("e", "", "B"), "The answer is (C).", 0.0) == "C"
     assert candidate(Sums(), free, "2+2", 1.0) == "2+2" != candidate(Sums(), free, "3+1", 1.0)  # several right answers are several candidates
     assert candidate(OwnAnswer(), word, "xyz", 0.0) == "z" and candidate(OwnAnswer(), word, "", 0.0) is None
 

@@ -106,7 +106,7 @@ class Endpoint:
         key: str | None = None,
         concurrency: int = 8,
         retries: int = 5,
-        timeout: float = 120.0,
+        timeout: float = 300.0,
         prices: Mapping[str, tuple[float, float]] | None = None,
         cache: str | Path | None = None,
     ):

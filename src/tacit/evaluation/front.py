@@ -119,6 +119,7 @@ def defaults(saved: Saved | None) -> dict[str, Any]:
         "system": recipe.model.system,
         "tasks": [recipe.task.model_dump(mode="json")],
         "reward": recipe.reward,
+        "sandbox": recipe.sandbox,
     }
 
 

@@ -44,7 +44,7 @@ def run(
     """
     reporter = reporter or SilentReporter()
     tasks = {task.name: resolve_task(task) for task in config.tasks}
-    rewards = {name: load_reward(config.reward, task) for name, task in tasks.items()}
+    rewards = {name: load_reward(config.reward, task, sandbox=config.sandbox) for name, task in tasks.items()}
     prompts = {name: heldout(task, name, config.prompts) for name, task in tasks.items()}
     items = [
         Item(name, ordinal, sample, prompt)

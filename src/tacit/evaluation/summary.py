@@ -6,12 +6,14 @@ from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+from tacit.core.answers import answer_part, final_choice
 from tacit.core.numbers import final_number, parse_number
 from tacit.core.rollouts import Prompt
 from tacit.evaluation.items import Key
 from tacit.rewards.metrics import RIGHT, measure
 from tacit.tasks.base import Task
 
+LETTERS = tuple("ABCDE")
 THE_ANSWER = object()  # what right completions vote for
 
 
@@ -20,14 +22,17 @@ def candidate(task: Task, prompt: Prompt, completion: str, reward: float) -> Has
 
     Right completions of a prompt with one reference answer are equal to it, and so to each other, however they write it. Others vote for what
     `task.final_answer(prompt, completion)` returns where the task has such a method (None abstains); else for the number they end on where the
-    reference is a number; else for their text, white space around it aside.
+    reference is a number, and the letter they settle on where it is one of A to E; else for what stands in their last \\boxed{}, or their text.
     """
     if prompt.answer is not None and reward > RIGHT:
         return THE_ANSWER
     own = getattr(task, "final_answer", None)
     if own is not None:
         return own(prompt, completion)
-    return final_number(completion) if parse_number(str(prompt.answer)) is not None else completion.strip()
+    reference = str(prompt.answer)
+    if parse_number(reference) is not None:
+        return final_number(completion)
+    return final_choice(completion) if reference in LETTERS else answer_part(completion).strip()
 
 
 def summarise(
