@@ -127,6 +127,17 @@ def test_a_model_folder_and_greedy():
     )
 
 
+def test_the_report_of_an_evaluation_can_be_written_again():
+    saved_model()
+    told = done("eval", "model", "--task", "sorting", "--prompts", "5", "--max-new-tokens", "3", "-o", "out")
+    page = Path("out/report.html").read_text()
+    assert done("report", "out", "-o", "again.html").removesuffix("again.html") == told[told.index("task metric") :].removesuffix("out/report.html")
+    assert Path("again.html").read_text() == page
+    assert sentence("report", "out", "model") == "out holds an evaluation; ask for the report of each on its own"
+    Path("out/result.json").unlink()
+    assert "not finished; continue it with tacit eval" in sentence("report", "out")
+
+
 def test_ctrl_c_leaves_what_can_be_continued(monkeypatch):
     saved_model()
     monkeypatch.setattr("tacit.evaluation.answerers.ROWS", 4)

@@ -97,10 +97,17 @@ def report(
         Path | None, typer.Option("--output", "-o", help="HTML file to write. Default: report.html, in the run if it is one.", show_default=False)
     ] = None,
 ) -> None:
-    """Write one self-contained HTML page about a run, or comparing several."""
+    """Write one self-contained HTML page about a run or an evaluation, or comparing several runs."""
     with errors_in_one_sentence():
-        from tacit.report import verdicts, write_report
+        from tacit.report import ReportError, verdicts, write_report
+        from tacit.report.evaluation import result_in
 
+        evaluations = {run: found for run in runs if (found := result_in(run)) is not None}
+        if evaluations and len(runs) > 1:
+            raise ReportError(f"{next(iter(evaluations))} holds an evaluation; ask for the report of each on its own")
+        if evaluations:
+            tell_evaluation(evaluations[runs[0]], runs[0], output)
+            return
         page = write_report(runs, output or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html")))
         for line in verdicts(runs):
             print(line)
@@ -170,7 +177,8 @@ def evaluate(
             print(f"Ask again for what got no answer with: {same_command(context, '--resume', '--retry-failed')}")
 
 
-def tell_evaluation(result: dict[str, Any], output: Path) -> None:
+def tell_evaluation(result: dict[str, Any], folder: Path, page: Path | None = None) -> None:
+    """What was measured, and a page about it."""
     from rich.console import Console
 
     from tacit.report.evaluation import lines, terminal, write_page
@@ -179,7 +187,7 @@ def tell_evaluation(result: dict[str, Any], output: Path) -> None:
     console.print(terminal(result), soft_wrap=not console.is_terminal)
     for line in lines(result):
         print(line)
-    print(f"Report: {write_page(result, output / 'items.jsonl', output / 'report.html')}")
+    print(f"Report: {write_page(result, folder / 'items.jsonl', page or folder / 'report.html')}")
 
 
 def same_command(context: typer.Context, *flags: str | None) -> str:

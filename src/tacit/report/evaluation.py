@@ -11,6 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from tacit.report.html import absent, asset, fill, section, table, text
+from tacit.report.runs import ReportError
 
 MOST_TOLD = 10  # failures listed on the terminal
 EXAMPLES = 60  # completions on the page
@@ -60,6 +61,17 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
 def money(spent: Mapping[str, Any]) -> str:
     cost = "cost unknown: give --price, and the endpoint must tell tokens" if spent["cost"] is None else f"cost {spent['cost']:.4g}"
     return f"{spent['prompt_tokens']:,} prompt and {spent['completion_tokens']:,} completion tokens, {cost}"
+
+
+def result_in(folder: Path) -> dict[str, Any] | None:
+    """The result of the evaluation in `folder`; None when it holds something else. Raises ReportError when it is not finished."""
+    settings = folder / "config.yaml"
+    if not settings.is_file() or "kind: eval" not in settings.read_text(encoding="utf-8").splitlines():
+        return None
+    try:
+        return json.loads((folder / "result.json").read_bytes())
+    except FileNotFoundError:
+        raise ReportError(f"{folder} holds an evaluation that is not finished; continue it with tacit eval ... --resume") from None
 
 
 def write_page(result: Mapping[str, Any], items: Path, output: Path) -> Path:
