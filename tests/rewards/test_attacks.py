@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -117,12 +119,43 @@ def attack():
             pass
     return 'prevented'
 """
-    found = line.attack(program)
-    assert prevented(found)
+    assert prevented(line.attack(program))
     if isinstance(line, Line):
-        command = Path(f"/proc/{line.sandbox.pool.pids()[0]}/cmdline").read_bytes()
-        alike = [p for p in Path("/proc").glob("[0-9]*/cmdline") if readable(p) == command]
-        assert len(alike) <= 2  # the sandbox, and the first process of its PID namespace
+        assert len(alike(line.sandbox.pool.pids()[0])) <= 2  # the sandbox, and the first process of its PID namespace
+
+
+SLEEPER = "import ctypes, os, time\nctypes.CDLL(None).prctl(1, 0)\nif not os.fork(): time.sleep(60)\ntime.sleep(60)"
+
+
+@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("end", ["closed", "killed with its parent"])
+def test_nothing_outlives_the_sandbox(line, end):
+    without, mode = LINES[line]
+    mode = "unsafe" if missing(guards(without)) else mode
+    code = (
+        "import os, sys, time\nfrom tacit.rewards.sandbox import *\n"
+        f"sandbox = Sandbox(workers=1, mode={mode!r}, without={without!r})\nsandbox.submit('', ['pass']).result()\n"
+        f"sandbox.submit({SLEEPER!r}, ['pass'])\nprint(*sandbox.pool.pids(), flush=True)\nsys.stdin.read()\n"
+    )
+    path = os.pathsep.join(p for p in sys.path if p)
+    with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1, env={**os.environ, "PYTHONPATH": path}, text=True) as parent:
+        assert parent.stdin is not None and parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        time.sleep(0.3)
+        running = alike(pid)
+        assert len(running) >= 3
+        parent.stdin.close() if end == "closed" else parent.kill()
+        parent.wait(timeout=10)
+        end_of_patience = time.monotonic() + 2
+        while any(readable(path) for path in running) and time.monotonic() < end_of_patience:
+            time.sleep(0.02)
+        assert not [path for path in running if readable(path)]
+
+
+def alike(pid: int) -> list[Path]:
+    """Processes with the command line of this one, which names its sandbox: those that it has forked."""
+    command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    return [path for path in Path("/proc").glob("[0-9]*/cmdline") if readable(path) == command]
 
 
 def readable(path: Path) -> bytes:

@@ -113,13 +113,14 @@ def test_the_filter_refuses_what_it_says(machine, architecture, column):
         return verdict(code, number, (*arguments, 0, 0)[:2], architecture)
 
     assert all(of(numbers[column]) == seccomp.EPERM for numbers in seccomp.REFUSED.values())
-    special = {numbers[column] for numbers in (seccomp.CLONE, seccomp.CLONE3, seccomp.PRLIMIT, seccomp.FCNTL)}
+    special = {numbers[column] for numbers in (seccomp.CLONE, seccomp.CLONE3, seccomp.PRLIMIT, seccomp.FCNTL, seccomp.PRCTL)}
     refused = {numbers[column] for numbers in seccomp.REFUSED.values()}
     assert all(of(number) == seccomp.ALLOW for number in range(500) if number not in refused | special)
     assert of(seccomp.CLONE3[column]) == seccomp.ENOSYS
     assert of(seccomp.CLONE[column], 17) == seccomp.ALLOW and of(seccomp.CLONE[column], 17 | kernel.NEW_USER) == seccomp.EPERM
     assert of(seccomp.PRLIMIT[column], 0) == seccomp.ALLOW and of(seccomp.PRLIMIT[column], 1) == seccomp.EPERM
     assert of(seccomp.FCNTL[column], 3, 1) == seccomp.ALLOW and of(seccomp.FCNTL[column], 3, 8) == seccomp.EPERM
+    assert of(seccomp.PRCTL[column], 15) == seccomp.ALLOW and of(seccomp.PRCTL[column], 1) == seccomp.EPERM
     assert verdict(code, 0, architecture=0x40000003) == seccomp.KILL
     assert machine != "x86_64" or of(0x40000000 + 41) == seccomp.EPERM
 

@@ -4,22 +4,25 @@ A program gets processes of its own, forked from an interpreter that has shut it
 (and for users, where an ordinary user needs that to make the others), a root that holds nothing but the standard library, Landlock, a seccomp filter,
 a user without rights when started by root, no capabilities, limits on time, memory, processes, files and output, an empty environment, and a folder
 that goes with it. Which of these a machine allows is tried out, not assumed. For files, network and other processes at least one guard
-must hold, and root's rights and the limits must be given up; otherwise programs are refused, unless the user has said `unsafe`.
+must hold, root's rights must be given up, and the limits must hold; otherwise programs are refused, unless the user has said `unsafe`.
 
 What it does not stop: a bug in the kernel, which programs still talk to; side channels (timing, caches, Rowhammer); burning the processor and the
 memory that the limits grant, which are limits per process; reading the standard library, the kernel's version and the clock. Without a PID
-namespace, the ids of other processes can be guessed, and without a file system of its own, temporary files are bounded in size but not in number. It
-is a fence around what a language model writes while it is being trained, not a place for an adversary's programs: those belong in a virtual machine.
+namespace, the ids of other processes can be guessed, and a program may outlive a sandbox that something else kills with SIGKILL; without a file
+system of its own, temporary files are bounded in size but not in number. It is a fence around what a language model writes while it is being trained, not a place for an adversary's programs: those belong in a virtual machine.
 
 How verdicts are kept honest is told in box/zygote.py and box/peer.py.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import json
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -103,6 +106,15 @@ class Enclosure(Worker):
             self.report = json.loads(self.ask([], START_DEADLINE))["value"]
         except (OSError, EOFError, ValueError) as error:
             raise ValueError(f"the sandbox could not start: {error or self.end()}") from error
+
+    def kill(self) -> None:
+        """Has it end what it runs, and itself; kills it if it does not."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGTERM)
+        try:
+            self.process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            super().kill()
 
 
 @functools.cache

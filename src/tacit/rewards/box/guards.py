@@ -10,6 +10,7 @@ import ctypes
 import os
 import platform
 import resource
+import signal
 import struct
 import sys
 import sysconfig
@@ -109,13 +110,14 @@ def _set_attributes(path: str, flags: int) -> None:
 
 
 def confine(folder: str, uid: int, limits: Mapping[int, int], skip: frozenset[str]) -> dict[str, str]:
-    """Shuts this process in, for good: limits, user, capabilities, no new privileges, files, system calls. Says which of these did not work."""
+    """Shuts this process in, for good: limits, user, capabilities, privileges, files, its end, system calls. Says which of these did not work."""
     report: dict[str, str] = {}
     attempt(report, skip, "resource limits", lambda: _limit(limits))
     attempt(report, skip, "unprivileged user", lambda: _become(uid))
     attempt(report, skip, "no capabilities", _drop_capabilities)
     attempt(report, skip, "no new privileges", lambda: _prctl(PR_SET_NO_NEW_PRIVS, 1))
     attempt(report, skip, "Landlock", lambda: landlock(readable(), folder))
+    attempt(report, skip, "end with the parent", end_with_parent)
     attempt(report, skip, "seccomp", seccomp.install)
     return report
 
@@ -156,9 +158,9 @@ def landlock(paths: list[str], folder: str) -> None:
     os.close(rules)
 
 
-def die_with_parent() -> None:
-    """Has the kernel kill this process with the thread that started it; undone by a change of user, so call it after that."""
-    _prctl(PR_SET_PDEATHSIG, 9)
+def end_with_parent(number: int = signal.SIGKILL) -> None:
+    """Has the kernel send this process a signal when the thread that started it ends; undone by a change of user, so call it after that."""
+    _prctl(PR_SET_PDEATHSIG, number)
 
 
 def _prctl(option: int, value: int) -> None:

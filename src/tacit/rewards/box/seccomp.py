@@ -23,7 +23,8 @@ userfaultfd 323 282 | io_uring_setup 425 425 | io_uring_enter 426 426 | io_uring
 request_key 249 218 | personality 135 92 | syslog 103 116 | acct 163 89 | quotactl 179 60
 """  # name, number on x86_64, number on aarch64
 REFUSED = {name: (int(x86), int(arm)) for name, x86, arm in (row.split() for row in TABLE.replace("\n", "|").split("|") if row)}
-CLONE, CLONE3, PRLIMIT, FCNTL = (56, 220), (435, 435), (302, 261), (72, 25)
+CLONE, CLONE3, PRLIMIT, FCNTL, PRCTL = (56, 220), (435, 435), (302, 261), (72, 25), (157, 167)
+PR_SET_PDEATHSIG = 1  # to take it back would be to outlive the sandbox
 NAMESPACES = 0x7E020080  # CLONE_NEW… flags
 OWNER_AND_SIGNAL = (8, 10, 15)  # F_SETOWN, F_SETSIG, F_SETOWN_EX: they have the kernel send a signal to any process of the same user
 
@@ -47,6 +48,9 @@ def program(machine: str) -> list[tuple[int, int, int, int]]:
     code += _unless(EQUAL, CLONE3[column], [(RETURN, 0, 0, ENOSYS)])  # its flags are out of sight; the C library then takes clone
     code += _unless(EQUAL, CLONE[column], [(LOAD, 0, 0, ARGUMENT_0), (ANY_BIT, 0, 1, NAMESPACES), (RETURN, 0, 0, EPERM), (RETURN, 0, 0, ALLOW)])
     code += _unless(EQUAL, PRLIMIT[column], [(LOAD, 0, 0, ARGUMENT_0), (EQUAL, 1, 0, 0), (RETURN, 0, 0, EPERM), (RETURN, 0, 0, ALLOW)])
+    code += _unless(
+        EQUAL, PRCTL[column], [(LOAD, 0, 0, ARGUMENT_0), *_unless(EQUAL, PR_SET_PDEATHSIG, [(RETURN, 0, 0, EPERM)]), (RETURN, 0, 0, ALLOW)]
+    )
     owners = [step for value in OWNER_AND_SIGNAL for step in _unless(EQUAL, value, [(RETURN, 0, 0, EPERM)])]
     code += _unless(EQUAL, FCNTL[column], [(LOAD, 0, 0, ARGUMENT_1), *owners, (RETURN, 0, 0, ALLOW)])
     return [*code, (RETURN, 0, 0, ALLOW)]

@@ -45,13 +45,14 @@ def main(fd: int, number: int, skip: list[str]) -> None:
         importlib.import_module(name)
     report = enclose(frozenset(skip))
     with contextlib.suppress(OSError, AttributeError):
-        guards.die_with_parent()
+        guards.end_with_parent()
     if not report[OWN_PIDS] and (inside := os.fork()):  # the first process of the new namespace: when it dies, so do all others
         channel.close()
         os.waitpid(inside, 0)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by way of `job`, which kills what it has started
     with contextlib.suppress(OSError, AttributeError):
-        guards.die_with_parent()
+        guards.end_with_parent(signal.SIGTERM)
     zygote = Zygote(channel, FIRST_USER + 2 * number % USERS, frozenset(skip), report)
     send(channel, json.dumps({"value": report | zygote.trial()}).encode())
     with contextlib.suppress(EOFError):
@@ -102,9 +103,9 @@ class Zygote:
         with self.folder() as folder:
             if not (checker := os.fork()):
                 self.check(options, folder, verdict_end, output_end)
-            os.close(verdict_end)
-            os.close(output_end)
             try:
+                os.close(verdict_end)
+                os.close(output_end)
                 ending, lines, printed = watch(verdicts, output, options["deadline"], options["output_bytes"])
             finally:
                 self.kill(checker)
@@ -142,6 +143,7 @@ class Zygote:
     def check(self, options: dict[str, Any], folder: str, verdicts: int, output: int) -> NoReturn:
         """The checker: forks the program, then receives the tests, then shuts itself in as well."""
         try:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.setpgid(0, 0)
             if self.own_root:
                 guards.own_folder(folder, options["disk_mb"], self.user)
