@@ -5,8 +5,10 @@ import dataclasses
 import json
 import os
 import random
+import resource
 import signal
 import socket
+import sys
 import threading
 import time
 
@@ -16,6 +18,7 @@ from tacit.rewards.box import guards as kernel
 from tacit.rewards.box import seccomp
 from tacit.rewards.box.checker import run_tests
 from tacit.rewards.box.peer import Handle, Peer, ProgramEnded, ProgramError, as_error, overwrite
+from tacit.rewards.box.zygote import limits, status, watch
 from tacit.rewards.channel import receive, send
 from tacit.rewards.sandbox import NEEDED, Limits, Sandbox, active_guards, guards, missing
 
@@ -272,3 +275,38 @@ def test_overwriting_changes_only_what_can_be_changed_in_place():
     kept = [1]
     overwrite(kept, (2,))
     assert kept == [1]
+
+
+# --- what ends a job ---
+
+
+def watched(printed: bytes, verdicts: bytes, *, closed: bool = True, deadline: float = 5.0, most: int = 1000):
+    """`watch` on two pipes with this in them, the one for verdicts closed by the checker or not."""
+    (verdict, verdict_end), (output, output_end) = os.pipe(), os.pipe()
+    os.write(output_end, printed)
+    os.write(verdict_end, verdicts)
+    if closed:
+        os.close(verdict_end)
+    found = watch(verdict, output, deadline, most)
+    for pipe in (verdict, output, output_end, *([] if closed else [verdict_end])):
+        os.close(pipe)
+    return found
+
+
+def test_a_job_ends_with_the_checker_in_time_or_with_too_much_output():
+    assert watched(b"hello", b'"tests received"\n""\n"no"\n') == ("", ["tests received", "", "no"], b"hello")
+    assert watched(b"", b'""\n"cut sho') == ("", [""], b"")  # a line that is not whole is no verdict
+    assert watched(b"", b'""\n', closed=False, deadline=0.05) == ("timed out after 0.05 s", [""], b"")
+    ending, verdicts, _ = watched(b"x" * 1001, b"", closed=False)
+    assert (ending, verdicts) == ("printed more than 1000 bytes", [])
+
+
+@pytest.mark.parametrize(("code", "told"), [("import os; os._exit(3)", "exit code 3"), ("import os; os.kill(os.getpid(), 9)", "signal 9")])
+def test_how_a_process_ended(code, told):
+    assert status(os.posix_spawn(sys.executable, [sys.executable, "-c", code], {})) == told
+
+
+def test_limits_of_a_program_are_those_asked_for():
+    found = limits({"deadline": 2.5, "memory_mb": 100, "disk_mb": 3, "processes": 4})
+    assert found[resource.RLIMIT_CPU] == 4 and found[resource.RLIMIT_AS] == 100 * 2**20 and found[resource.RLIMIT_FSIZE] == 3 * 2**20
+    assert found[resource.RLIMIT_NPROC] == 4 and found[resource.RLIMIT_CORE] == 0

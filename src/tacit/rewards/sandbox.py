@@ -9,7 +9,8 @@ must hold, root's rights must be given up, and the limits must hold; otherwise p
 What it does not stop: a bug in the kernel, which programs still talk to; side channels (timing, caches, Rowhammer); burning the processor and the
 memory that the limits grant, which are limits per process; reading the standard library, the kernel's version and the clock. Without a PID
 namespace, the ids of other processes can be guessed, and a program may outlive a sandbox that something else kills with SIGKILL; without a file
-system of its own, temporary files are bounded in size but not in number. It is a fence around what a language model writes while it is being trained, not a place for an adversary's programs: those belong in a virtual machine.
+system of its own, temporary files are bounded in size but not in number. It is a fence around what a language model writes while it is being
+trained, not a place for an adversary's programs: those belong in a virtual machine.
 
 How verdicts are kept honest is told in box/zygote.py and box/peer.py.
 """

@@ -25,7 +25,11 @@ PR_SET_PDEATHSIG = 1
 
 def main(fd: int, parent: int) -> None:
     die_with(parent)
-    channel = socket.socket(fileno=fd)
+    serve(socket.socket(fileno=fd))
+
+
+def serve(channel: socket.socket) -> None:
+    """Loads the function that the first message names, says so with an empty one or says why not, and then answers calls."""
     try:
         spec, memory_mb = pickle.loads(receive(channel))
         limit_memory(memory_mb)
@@ -35,7 +39,7 @@ def main(fd: int, parent: int) -> None:
             send(channel, answer(function, receive(channel)))
     except EOFError:
         return
-    except ValueError as error:  # it could not be loaded: said once, instead of "ready"
+    except ValueError as error:
         send(channel, str(error).encode("utf-8", "replace"))
 
 
