@@ -163,6 +163,15 @@ def test_ctrl_c_leaves_what_can_be_continued(monkeypatch):
     assert Path("a folder/items.jsonl").read_text() == Path("whole/items.jsonl").read_text()
 
 
+def test_ctrl_c_before_anything_was_written_leaves_nothing_to_resume(monkeypatch):
+    def interrupted(asked):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tacit.evaluation.front.plan", interrupted)
+    told = tacit("eval", "model", "--task", "sorting", "--no-chat")
+    assert (told.exit_code, told.stderr) == (130, "Stopped. Continue with: tacit eval model --task sorting --no-chat\n")
+
+
 def test_sample_prints_completions_with_log_probs():
     saved_model()
     command = ["sample", "model", "--prompt", "31:", "--prompt", "2:", "-n", "2", "--max-new-tokens", "4"]

@@ -159,16 +159,17 @@ def evaluate(
 ) -> None:
     """Measure a run, a model or an endpoint on held-out prompts: pass@k, maj@k and avg@n with intervals."""
     with errors_in_one_sentence():
-        from tacit.evaluation import front
-
         asked = {name: value for name, value in context.params.items() if value not in (None, [], ())}
-        plan = front.plan(asked)
-        reporter = make_reporter()
+        reporter, plan = make_reporter(), None
         try:
+            from tacit.evaluation import front
+
+            plan = front.plan(asked)
             result = front.run(plan, asked, resume=resume, retry_failed=retry_failed, reporter=reporter)
         except KeyboardInterrupt:
             reporter.close()
-            print(f"Stopped. Continue with: {same_command(context, '--resume' if plan.output.exists() else None)}", file=sys.stderr)
+            begun = plan is not None and plan.output.exists()
+            print(f"Stopped. Continue with: {same_command(context, '--resume' if begun else None)}", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
         finally:
             reporter.close()
