@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,9 +13,10 @@ from tacit.core.answers import final_choice, last_boxed
 from tacit.rewards.combine import gated, scorer, weighted
 from tacit.rewards.instruction_checks import CHECKS
 from tacit.rewards.instructions import follows
-from tacit.rewards.math import math_equal
+from tacit.rewards.math import math_equal, score
 from tacit.rewards.quantities import quantity
 from tacit.rewards.verifiers import exact, multiple_choice, numeric
+from tacit.rewards.workers import WorkerPool
 
 ARGUMENTS = {
     "change_case:capital_word_frequency": {"capital_relation": "at least", "capital_frequency": 2},
@@ -80,6 +82,28 @@ PIECES += [
     "A)",
     "9" * 50,
 ]
+FORMULAS = [
+    "\\frac{",
+    "}",
+    "{",
+    "x",
+    "^",
+    "2",
+    "+1",
+    "\\sqrt{",
+    "(",
+    ")",
+    "\\pi",
+    "=",
+    ",",
+    "\\cup",
+    "[0,1]",
+    "\\begin{pmatrix}",
+    "&",
+    "!",
+    "10^{10^",
+    "\ud800",
+]
 TEXTS = st.text(max_size=40) | st.text(st.characters(), max_size=40) | st.lists(st.sampled_from(PIECES), max_size=30).map("".join)
 TEXTS |= st.tuples(st.sampled_from(PIECES), st.integers(1, 400), TEXTS).map(lambda t: t[0] * t[1] + t[2])
 HUGE = {piece: piece * (10**5 // len(piece)) for piece in PIECES} | {
@@ -133,6 +157,21 @@ def test_what_is_too_long_for_algebra_is_wrong_not_slow(name):
     start = time.process_time()
     assert math_equal("5", HUGE[name]) is False
     assert time.process_time() - start < 20
+
+
+@pytest.mark.slow
+def test_algebra_on_any_text_ends_within_the_deadline_with_a_verdict_or_a_reason():
+    pytest.importorskip("math_verify", reason="needs the extra 'math': pip install 'tacit[math]'")
+    random = np.random.default_rng(0)
+    texts = ["\\boxed{" + "".join(random.choice(FORMULAS, size=random.integers(1, 12))) + "}" for _ in range(500)]
+    texts += [rf"\boxed{{{bomb}}}" for bomb in ("9^" * 40 + "9", "(" * 900, r"\frac{1}{" * 150 + "2" + "}" * 150, "10000000!!", r"\sqrt{" * 300)]
+    with WorkerPool(score, deadline=5.0, workers=2) as pool:
+        pool.submit("?", "5", "5").result()  # workers are there
+        start = time.monotonic()
+        answers = [future.result() for future in [pool.submit("?", text, "x^2+1") for text in texts]]
+        assert time.monotonic() - start < 5.0 * len(texts)
+    assert all(answer.value in (0, 1) or answer.failure for answer in answers)
+    assert sum(bool(answer.failure) for answer in answers) < 0.05 * len(answers)
 
 
 @pytest.mark.slow

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from tacit.rewards.base import as_score
+from tacit.core.rollouts import Prompt
+from tacit.rewards.base import as_score, load_reward
 from tacit.rewards.combine import gated, scorer, weighted
 from tacit.rewards.verifiers import exact, multiple_choice, numeric
 
@@ -61,3 +62,28 @@ def test_combinations_nest():
     assert score("?", "abcd", "abcd") == {"gate": 0.6, "passed.right": 1, "passed.short": 0.6, "passed": 1.3, "reward": 1.3}
     with pytest.raises(ValueError, match=r"weighted\(\) needs at least one part"):
         weighted()
+
+
+def test_a_recipe_can_name_a_combination(tmp_path):
+    (tmp_path / "graded.py").write_text(
+        "from tacit.rewards.combine import scorer, weighted\n"
+        "from tacit.rewards.verifiers import exact\n"
+        "def hard(prompt, completion, level): return float(level > 1)\n"
+        "score = weighted(right=(1.0, scorer(exact)), hard=(0.5, hard))\n"
+    )
+
+    class Task:
+        def prompt_at(self, ordinal, seed):
+            return Prompt("1", "?", "a", {"level": 2, "other": 3})
+
+    reward = load_reward(f"{tmp_path / 'graded.py'}:score", Task())
+    (score,) = reward([Task().prompt_at(0, 0)], ["a"])
+    assert score.value == 1.5 and score.parts == {"right": 1, "hard": 1}
+
+
+def test_a_part_that_is_async_is_refused():
+    async def slow(prompt, completion):
+        return 1.0
+
+    with pytest.raises(ValueError, match="'slow' is async, and parts of a combined reward are called one after the other"):
+        weighted(slow=(1.0, slow))

@@ -71,7 +71,9 @@ def _evaluate(
 
 
 def _caller(part: Scorer) -> Scorer:
-    """The same scorer, called with those columns that it names."""
+    """The same scorer, called with those columns that it names. Raises ValueError for a coroutine function, which only a whole reward may be."""
+    if inspect.iscoroutinefunction(part):
+        raise ValueError(f"{part.__name__!r} is async, and parts of a combined reward are called one after the other: write it without async")
     parameters = list(inspect.signature(part).parameters.values())[2:]
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return part

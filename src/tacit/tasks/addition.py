@@ -91,5 +91,5 @@ def answered(completion: str, answer: str) -> float:
 
 
 def draw_number(rng: np.random.Generator, digits: int) -> int:
-    """Uniform among the numbers of so many digits; a single digit may be 0."""
-    return int(rng.integers(10 ** (digits - 1) if digits > 1 else 0, 10**digits))
+    """Uniform among the numbers of so many digits that do not begin with 0."""
+    return int(rng.integers(10 ** (digits - 1), 10**digits))
