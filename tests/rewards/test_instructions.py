@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from tacit.rewards.base import each
+from tacit.core.rollouts import Prompt
 from tacit.rewards.instruction_checks import CHECKS, compare, count_sentences
-from tacit.rewards.instructions import follows, score
+from tacit.rewards.instructions import Instructions, follows, score
 from tacit.rewards.scripts import OWN, SCRIPTS, Unscorable, language
 
 KEYWORDS, LENGTH, FORMAT, CONTENT = "keywords:", "length_constraints:", "detectable_format:", "detectable_content:"
@@ -92,7 +92,9 @@ def test_the_score_wants_all_and_logs_the_share():
 
 
 def test_mistakes_leave_a_completion_unscored_with_their_reason():
-    judge = each(lambda prompt, completion: score("", completion, [{"id": "none", "arguments": {}}]))
-    assert "unknown instruction 'none'" in judge([None], ["x"])[0].failure
+    prompts = [Prompt("1", "?", None, {"instructions": [{"id": name, "arguments": {}}]}) for name in ("none", "punctuation:no_comma")]
+    unknown, followed = Instructions()(prompts, ["x", "x"])
+    assert unknown.value is None and "unknown instruction 'none'" in unknown.failure
+    assert followed.value == 1 and followed.parts == {"followed": 1}
     with pytest.raises(ValueError, match="'at least' or 'less than', not with 'over'"):
         compare(1, "over", 2)

@@ -6,6 +6,7 @@ import pytest
 
 from tacit.config import TaskConfig
 from tacit.core.rollouts import Prompt
+from tacit.rewards.base import load_reward
 from tacit.tasks.aqua import Aqua
 from tacit.tasks.base import Task, resolve_task
 from tacit.tasks.data import DataError
@@ -123,6 +124,8 @@ def test_ifeval(write_jsonl):
         {"id": "punctuation:no_comma", "arguments": {}},
         {"id": "length_constraints:number_words", "arguments": {"num_words": 3, "relation": "at least"}},
     ]
+    (score,) = load_reward(None, task)([prompt], ["One two three"])
+    assert score.value == 1 and task.verify(prompt, "One two three") is None
     with pytest.raises(DataError, match="line 1: expected 'instruction_id_list' and 'kwargs'"):
         IfEval(str(write_jsonl("if.jsonl", [{**IFEVAL, "kwargs": []}])))
 

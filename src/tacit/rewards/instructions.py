@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tacit.core.rollouts import Prompt
+from tacit.rewards.base import Score, each
 from tacit.rewards.instruction_checks import CHECKS
 
 
@@ -31,6 +33,13 @@ def score(prompt: str, completion: str, instructions: Sequence[Mapping[str, Any]
     if False in verdicts:
         return {"reward": 0.0}
     raise undecided
+
+
+class Instructions:
+    """`score` for prompts that carry their instructions in `info`, as those of ifeval do; it needs no stream, so that all may be held out."""
+
+    def __call__(self, prompts: list[Prompt], completions: list[str]) -> list[Score]:
+        return each(lambda prompt, completion: score(prompt.text, completion, prompt.info["instructions"]))(prompts, completions)
 
 
 def _verdict(completion: str, instruction: Mapping[str, Any]) -> bool | ValueError:

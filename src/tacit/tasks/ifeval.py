@@ -16,7 +16,7 @@ class IfEval(Finite):
     """
 
     name = "ifeval"
-    reward = "tacit.rewards.instructions:score"
+    reward = "tacit.rewards.instructions:Instructions"
 
     def __init__(self, path: str | None = None, heldout_share: float = 0.5):
         def read(row: Row, source: Path, line: int) -> Prompt:
