@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 WORKERS ?= 2
+# The demo trains with two processes of one thread each where there are two processors: for a small model that is the fastest way.
+PROCESSES ?= $(shell test "$$(getconf _NPROCESSORS_ONLN)" -gt 1 && echo 2 || echo 1)
 
 # Data sets: TACIT_DATA, else ../shared/data where that exists, else data.
 ifneq ($(wildcard ../shared/data),)
@@ -24,8 +26,8 @@ help: ## this list
 demo: $(READY) ## warm-start a small model, improve it with GRPO on real input, write a report (about 3 minutes)
 	@echo "demo: $(JOB)$(if $(filter sorting,$(JOB)), (no GSM8K under $(DATA); docs/index.md says where it goes))"
 	@if ls -d runs/demo-* >/dev/null 2>&1; then echo "demo: removing the runs of an earlier demo:" runs/demo-*; rm -rf runs/demo-*; fi
-	$(BIN)/tacit train recipes/demo/$(JOB)_sft.yaml
-	$(BIN)/tacit train recipes/demo/$(JOB)_grpo.yaml
+	$(BIN)/tacit train recipes/demo/$(JOB)_sft.yaml runtime.processes=$(PROCESSES)
+	$(BIN)/tacit train recipes/demo/$(JOB)_grpo.yaml runtime.processes=$(PROCESSES)
 
 test: $(READY) ## the fast suite: CPU, no network (under 6 minutes on 2 cores)
 	$(BIN)/python -m pytest -n $(WORKERS)

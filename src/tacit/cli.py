@@ -62,9 +62,13 @@ def train(
         config = load(recipe, overrides or [])
         reporter = make_reporter()
         try:
-            from tacit.job import run
+            from tacit.processes import companions
 
-            run(config, resume=resume, dry_run=dry_run, reporter=reporter)
+            flags = [flag for flag, given in {"--resume": resume, "--dry-run": dry_run}.items() if given]
+            with companions(config.runtime.processes, ["train", str(recipe), *(overrides or []), *flags]):
+                from tacit.job import run
+
+                run(config, resume=resume, dry_run=dry_run, reporter=reporter)
         except KeyboardInterrupt:
             reporter.close()
             if is_first_rank():

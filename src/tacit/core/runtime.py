@@ -1,6 +1,6 @@
 """Runtime: where a run computes, alone or as one of several processes; and its optimiser.
 
-Several processes are started by `torchrun`; accelerate's PartialState then picks backend and device and opens the process group. accelerate
+Several processes are started by `torchrun`, or on one machine by `tacit.processes`; accelerate's PartialState then picks backend and device and opens the process group. accelerate
 is imported only there and for trackers: a single process needs neither, and starts at once. (`accelerate launch --cpu` starts one process
 whatever it is asked for, and accelerate's FSDP plug-in does nothing on a CPU, hence torchrun and torch's own `fully_shard` here.)
 
@@ -33,7 +33,8 @@ from tacit.core.trackers import Trackers
 class Runtime:
     """Device, precision, processes, seeds and trackers. Takes the fields of RuntimeConfig: `Runtime(**config.model_dump(), seed=0)`.
 
-    `seed=None` leaves the random number generators alone; `folder` is where trackers that write files put them.
+    `seed=None` leaves the random number generators alone; `folder` is where trackers that write files put them. `processes` is for who starts them
+    (`tacit.processes`, or torchrun): how many there are is read from the environment.
     Raises ValueError when the device is not there or a tracker is not installed.
     """
 
@@ -43,6 +44,7 @@ class Runtime:
         device: str = "auto",
         precision: Literal["fp32", "bf16"] = "fp32",
         threads: int | None = None,
+        processes: int = 1,
         distributed: Literal["ddp", "fsdp2"] = "ddp",
         trackers: Sequence[str] = (),
         seed: int | None = None,
