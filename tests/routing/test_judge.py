@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tacit.routing import lara
-from tacit.routing.judge import TASKS, ProxyJudge, content, numbers, proxy_score
+from tacit.routing.judge import TASKS, Item, ProxyJudge, content, numbers, proxy_score
 from tacit.routing.refusal import LOOKED_AT, refusal_rule, refuses
 from tacit.tasks.data import DataError
 
@@ -74,7 +74,8 @@ Q, LONG = "What changed in 2023?", "However the ships sailed " * 30
     ],
 )
 def test_the_proxy_judge_by_hand(task, gold, answer, score):
-    assert proxy_score(task, Q, gold, answer) == score == ProxyJudge().score(task, Q, gold, answer)
+    assert proxy_score(task, Q, gold, answer) == score
+    assert ProxyJudge().scores([Item(task, Q, gold, answer)]) == [score]
 
 
 def test_a_long_refusal_is_judged_by_what_it_says():

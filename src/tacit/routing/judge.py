@@ -7,7 +7,8 @@ models [inferred method, measured thresholds]. It judges groups of answers well 
 from __future__ import annotations
 
 import re
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 from tacit.routing.refusal import refuses
 
@@ -27,9 +28,18 @@ STOP_WORDS = frozenset(
 )
 
 
+class Item(NamedTuple):
+    """An answer to be judged; what is no text, or empty, scores 0."""
+
+    task: str
+    question: str
+    gold: str
+    answer: object
+
+
 class Judge(Protocol):
-    def score(self, task: str, question: str, gold: str, answer: object) -> float:
-        """Quality of `answer` from 0 to 1; what is no text scores 0."""
+    def scores(self, items: Sequence[Item], /) -> list[float | None]:
+        """Quality of each answer from 0 to 1; None where it could not be judged."""
         ...
 
 
@@ -80,5 +90,5 @@ def proxy_score(task: str, question: str, gold: str, answer: object) -> float:
 class ProxyJudge:
     """`proxy_score` as a Judge."""
 
-    def score(self, task: str, question: str, gold: str, answer: object) -> float:
-        return proxy_score(task, question, gold, answer)
+    def scores(self, items: Sequence[Item], /) -> list[float | None]:
+        return [proxy_score(*item) for item in items]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tacit.routing.decision import Strength
-from tacit.routing.judge import Judge, ProxyJudge
+from tacit.routing.judge import Item, Judge, ProxyJudge
 from tacit.routing.refusal import refuses
 from tacit.routing.table import Record
 from tacit.tasks.data import locate, read_jsonl
@@ -46,13 +46,23 @@ def tables(answerers: Sequence[str] = tuple(ANSWERERS), judge: Judge | None = No
     questions, predictions, texts = ([row for _, row in read_jsonl(locate(name))] for name in FILES)
     answers = {row["id"]: row for row in predictions}
     tokens = {(row["length"], row["context_type"], row["file"]): len(row["text"].encode()) // 4 for row in texts}
-    return {name: [_record(row, name, answers[row["id"]], tokens, judge) for row in questions] for name in answerers}
+    return {name: _table(name, questions, answers, tokens, judge) for name in answerers}
 
 
-def _record(row: dict[str, Any], answerer: str, answers: dict[str, Any], tokens: dict[tuple[str, str, str], int], judge: Judge) -> Record:
+def _table(
+    answerer: str, questions: list[dict[str, Any]], answers: dict[str, Any], tokens: dict[tuple[str, str, str], int], judge: Judge
+) -> list[Record]:
+    """Both answers to each question, judged together; a question is left out when one of the two could not be judged."""
+    told = [(row, answers[row["id"]]["rag"].get(answerer), answers[row["id"]]["full"].get(answerer)) for row in questions]
+    items = [Item(row["task"], row["question"], row["answer"], answer) for row, *both in told for answer in both]
+    scores = judge.scores(items)
+    rows = zip(told, scores[::2], scores[1::2])
+    return [_record(row, answerer, rag, (a, b), tokens) for (row, rag, _), a, b in rows if a is not None and b is not None]
+
+
+def _record(row: dict[str, Any], answerer: str, rag: object, scores: tuple[float, float], tokens: dict[tuple[str, str, str], int]) -> Record:
     place = (row["length"], row["context_type"])
     doc_tokens = tokens.get((*place, row["file"]), round(MEAN_BYTES[place] / 4))
-    rag, lc = answers["rag"].get(answerer), answers["full"].get(answerer)
     return Record(
         qid=row["id"],
         doc_id="/".join((*place, row["file"])),
@@ -62,8 +72,8 @@ def _record(row: dict[str, Any], answerer: str, answers: dict[str, Any], tokens:
         task=row["task"],
         answer_model=answerer,
         strength=ANSWERERS.get(answerer, "unknown"),
-        rag_score=judge.score(row["task"], row["question"], row["answer"], rag),
-        lc_score=judge.score(row["task"], row["question"], row["answer"], lc),
+        rag_score=scores[0],
+        lc_score=scores[1],
         rag_cost=RAG_TOKENS,
         lc_cost=min(doc_tokens, CUT) + PROMPT_TOKENS,
         window=None,

@@ -1,0 +1,105 @@
+"""An evaluation of routers as one self-contained page: curves, every metric, tasks and types, and the questions on which routers differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+MOST_DIFFERING = 100  # questions listed for an answerer
+STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:#1d2330;background:#fff}"
+    "table{border-collapse:collapse;margin:.5rem 0 1.5rem;font-variant-numeric:tabular-nums}"
+    "th,td{padding:.2rem .7rem;text-align:right;border-bottom:1px solid #e3e6ec}th:first-child,td:first-child{text-align:left}"
+    "small{color:#68708a}details{margin:.5rem 0}"
+)
+
+
+def write_page(result: Mapping[str, Any], output: Path) -> Path:
+    """Writes the page and returns its path. Raises ValueError where plotly is not installed."""
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError:
+        raise ValueError("a report needs plotly, which is not installed; install it with: pip install 'tacit[report]'") from None
+    body = "".join(answerer(name, found) for name, found in result["answerers"].items())
+    page = (
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Routing</title><style>{STYLE}</style><script>{get_plotlyjs()}</script>"
+        f"<h1>RAG or long context</h1><p>{escape(str(result['note']))} Intervals: 95 %, by document.</p>{body}</html>"
+    )
+    output.write_text(page, encoding="utf-8", errors="replace")
+    return output
+
+
+def answerer(name: str, found: Mapping[str, Any]) -> str:
+    """The section of one answerer."""
+    policies = found["policies"]
+    rows = [(p, span(t["score"]), span(t["over_rag"]), span(t["over_random"]), *map(number, numbers(t))) for p, t in policies.items()]
+    head = ("router", "score", "over always RAG", "over chance at its LC rate", *NUMBERS.values())
+    compared = [(f"{c['a']} − {c['b']}", span(c["difference"]), number(c["p"])) for c in found["comparisons"]]
+    told = (
+        f"<h2>{escape(name)}</h2><p>{found['questions']} questions, {found['documents']} documents</p>{figure(policies)}"
+        f"{table(head, rows)}{table(('difference', 'mean', 'sign-flip p'), compared)}"
+    )
+    for key, title in (("by_task", "task"), ("by_type", "type of document")):
+        names = list(dict.fromkeys(n for t in policies.values() for n in t[key]))
+        cells = [(p, *(f"{t[key][n]['score']:.3f} ({t[key][n]['lc_rate']:.0%} LC)" for n in names)) for p, t in policies.items()]
+        told += f"<details open><summary>Score by {title}</summary>{table(('router', *names), cells)}</details>"
+    return told + differing(found["differ"])
+
+
+NUMBERS = {
+    "lc_rate": "LC rate",
+    "cost_ratio": "cost / always LC",
+    "route_accuracy": "route accuracy",
+    "accuracy_where_they_differ": "accuracy where routes differ",
+    "auc_where_they_differ": "AUC there",
+    "regret": "regret",
+    "recovered": "recovered gain",
+    "area": "area",
+}
+
+
+def numbers(told: Mapping[str, Any]) -> Iterable[float | None]:
+    return (told[name] for name in NUMBERS)
+
+
+def figure(policies: Mapping[str, Any]) -> str:
+    """Cost against score: the curve of each router that has one, and where each one stands."""
+    import plotly.graph_objects as go
+
+    chart = go.Figure()
+    for name, told in policies.items():
+        if len(told["curve"]) > 3:
+            cost, score = zip(*told["curve"])
+            chart.add_scatter(x=cost, y=score, mode="lines", name=f"{name}, all thresholds")
+        chart.add_scatter(x=[told["cost"]], y=[told["score"][0]], mode="markers", marker_size=10, name=name)
+    chart.update_layout(xaxis_title="mean cost", yaxis_title="mean score", template="plotly_white", height=420, margin={"t": 20})
+    return chart.to_html(full_html=False, include_plotlyjs=False)
+
+
+def differing(questions: list[Mapping[str, Any]]) -> str:
+    if not questions:
+        return ""
+    names = list(questions[0]["to_lc"])
+    rows = [
+        (q["qid"], f"{q['rag_score']:g}", f"{q['lc_score']:g}", *("LC" if q["to_lc"][n] else "RAG" for n in names))
+        for q in questions[:MOST_DIFFERING]
+    ]
+    what = "where routers differ" if len(names) > 1 else "where the router missed the better route"
+    more = f", of which {MOST_DIFFERING} are listed" if len(questions) > MOST_DIFFERING else ""
+    return f"<details><summary>{len(questions)} questions {what}{more}</summary>{table(('question', 'RAG', 'LC', *names), rows)}</details>"
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><tr>{''.join(f'<th>{escape(name)}</th>' for name in head)}</tr>{body}</table>"
+
+
+def span(interval: Iterable[float]) -> str:
+    mean, low, high = interval
+    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
