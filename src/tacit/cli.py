@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tacit.routing import commands as routing
+
 if TYPE_CHECKING:
     from tacit.core.progress import Reporter
 
@@ -298,3 +300,6 @@ def sentence(error: Exception) -> str:
         return str(error)
     place = f"{error.filename}: " if error.filename else ""
     return f"{place}{error.strerror[:1].lower()}{error.strerror[1:]}"
+
+
+routing.add_to(app, errors_in_one_sentence)
