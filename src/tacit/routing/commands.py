@@ -163,19 +163,18 @@ def calibrate(
 
 
 def summary(result: dict[str, Any]) -> list[str]:
-    """A table for each answerer: score, gain over always RAG and over chance at the same LC rate, with intervals, LC rate, cost as a share of always LC, accuracy, regret."""
+    """A table for each answerer. Gains are over always RAG and over chance at the same LC rate; cost is a share of that of always LC."""
     lines = []
     for name, found in result["answerers"].items():
         lines.append(f"{name}: {found['questions']} questions, {found['documents']} documents")
-        lines.append(
-            f"  {'router':<16}{'score [95 %]':>24}{'over RAG [95 %]':>26}{'over chance [95 %]':>26}{'LC rate':>9}{'cost':>8}{'route acc.':>12}{'regret':>8}"
-        )
+        heads = "".join(f"{head:>26}" for head in ("score [95 %]", "over RAG [95 %]", "over chance [95 %]"))
+        lines.append(f"  {'router':<16}{heads}{'LC rate':>9}{'cost':>8}{'route acc.':>12}{'regret':>8}")
         for policy, told in found["policies"].items():
             score = told["score"]
             gains = "".join(f"{f'{mean:+.3f} [{low:+.3f}, {high:+.3f}]':>26}" for mean, low, high in (told["over_rag"], told["over_random"]))
             cost = "–" if told["cost_ratio"] is None else f"{told['cost_ratio']:.2f}"
             lines.append(
-                f"  {policy:<16}{f'{score[0]:.3f} [{score[1]:.3f}, {score[2]:.3f}]':>24}{gains}"
+                f"  {policy:<16}{f'{score[0]:.3f} [{score[1]:.3f}, {score[2]:.3f}]':>26}{gains}"
                 f"{told['lc_rate']:>9.2f}{cost:>8}{told['route_accuracy']:>12.3f}{told['regret']:>8.3f}"
             )
         for c in found["comparisons"]:
