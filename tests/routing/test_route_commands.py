@@ -94,9 +94,25 @@ def test_calibrate_then_decide_and_evaluate():
         assert f"  {name}" in done.output
     assert route("decide", "report.md", "How do both of the parts differ?", "--router", "mine.json").output.startswith("LONG_CONTEXT")
     assert route("decide", "report.md", "Who is named in part 3?", "--router", "mine.json").output.startswith("RAG")
-    done = route("evaluate", "table.jsonl", "--router", "bundled", "--router", "rules", "--router", "learned", "-o", "out")
+    done = route(
+        "evaluate",
+        "table.jsonl",
+        "--router",
+        "bundled",
+        "--router",
+        "rules",
+        "--router",
+        "learned",
+        "--router",
+        "tree",
+        "--router",
+        "forest",
+        "-o",
+        "out",
+    )
     assert done.exit_code == 0, done.output
-    assert json.loads(Path("out/result.json").read_text())["answerers"]["m"]["policies"]["bundled"]["lc_rate"] >= 0
+    found = json.loads(Path("out/result.json").read_text())["answerers"]["m"]["policies"]
+    assert list(found)[5:] == ["bundled", "rules", "learned", "tree", "forest"] and found["tree"]["over_rag"][0] > 0
     assert "Report: out" in done.output and Path("out/report.html").exists()
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Decide between retrieval (RAG) and long context before anything is retrieved.", no_args_is_help=True)
 LARA = "lara"  # the name of a table that is read from LaRA's recorded answers
+FITTED = ("learned", "tree", "forest")  # fitted by evaluate itself, on the other documents of each fold
 ROUTERS = "bundled, rules, keywords, or the .json file that calibrate wrote"
 Key = Annotated[str, typer.Option("--key-env", metavar="NAME", help="Environment variable with the API key of the endpoint.")]
 
@@ -89,12 +90,15 @@ def told(metadata: Metadata, found: Decision) -> list[str]:
 
 def evaluate(
     table: Annotated[str, typer.Argument(metavar="TABLE", help=f"JSON lines with both routes' scores, or {LARA}.", show_default=False)],
-    router: Annotated[list[str] | None, typer.Option(help=f"{ROUTERS}; repeat it for several.", show_default="rules and learned")] = None,
+    router: Annotated[
+        list[str] | None, typer.Option(help=f"{', '.join(FITTED)}, {ROUTERS}; repeat it for several.", show_default="rules and learned")
+    ] = None,
     answerer: Annotated[list[str] | None, typer.Option(help="Only this answerer; repeat it for several.", show_default="all")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for result.json and report.html.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of folds and bootstrap.")] = 0,
 ) -> None:
-    """Compare routers on recorded answers: quality, cost, regret, and intervals by document. 'learned' is fitted on the other documents."""
+    """Compare routers on recorded answers: quality, cost, regret, with intervals by document. learned, tree and forest are fitted on the other
+    documents of each fold."""
     from tacit.routing.evaluation import NOTE
     from tacit.routing.evaluation import evaluate as measured
     from tacit.routing.fitting import fit
@@ -103,7 +107,7 @@ def evaluate(
     names = router or ["rules", "learned"]
     refuse_fitted_on(table, names)
     held = held_out(records, fit, seed) if "learned" in names else {}
-    result = measured(records, lambda mine: policies(names, mine, held), seed=seed)
+    result = measured(records, lambda mine: policies(names, mine, held, seed), seed=seed)
     for line in summary(result):
         print(line)
     print(NOTE)
@@ -115,11 +119,20 @@ def evaluate(
         print(f"Report: {write_page(result, output / 'report.html')}")
 
 
-def policies(names: Sequence[str], mine: Sequence[Record], held: Mapping[tuple[str, str], Decision]) -> list[Policy]:
-    """What each router does with the records of one answerer; "learned" did it out of fold, which is `held`."""
+def policies(names: Sequence[str], mine: Sequence[Record], held: Mapping[tuple[str, str], Decision], seed: int) -> list[Policy]:
+    """What each router does with the records of one answerer. What is fitted here decides out of fold: "learned", which serves all answerers and
+    whose decisions are `held`, and tree and forest, which serve this one."""
     from tacit.routing.evaluation import play, policy_of
+    from tacit.routing.fitting import fit_forest, fit_tree
 
-    return [policy_of(n, [held[r.answer_model, r.qid] for r in mine]) if n == "learned" else play(router_named(n), mine) for n in names]
+    found = []
+    for name in names:
+        if name in FITTED:
+            decisions = held if name == "learned" else held_out(mine, fit_tree if name == "tree" else fit_forest, seed)
+            found.append(policy_of(name, [decisions[r.answer_model, r.qid] for r in mine]))
+        else:
+            found.append(play(router_named(name), mine))
+    return found
 
 
 def refuse_fitted_on(table: str, names: Sequence[str]) -> None:
@@ -127,7 +140,7 @@ def refuse_fitted_on(table: str, names: Sequence[str]) -> None:
     from tacit.routing.learned import LearnedRouter
 
     for name in names:
-        router = None if name == "learned" else router_named(name)
+        router = None if name in FITTED else router_named(name)
         if isinstance(router, LearnedRouter) and router.coefficients.fitted_on.partition(",")[0].lower() == table.lower():
             raise ValueError(f"the router {name!r} was fitted on {table}: evaluate 'learned', which is fitted on the other documents of each fold")
 
@@ -155,7 +168,7 @@ def calibrate(
     fitter = partial(fit, told=table, price=price)
     router = fitter(records)
     held = held_out(records, fitter, seed)
-    result = measured(records, lambda mine: policies(["learned"], mine, held), seed=seed)
+    result = measured(records, lambda mine: policies(["learned"], mine, held, seed), seed=seed)
     for line in summary(result):
         print(line)
     router.save(output)
@@ -200,7 +213,9 @@ def router_named(name: str) -> Router:
         return known[name]()
     if name.endswith(".json"):
         return LearnedRouter.load(name)
-    raise ValueError(f"no router is called {name!r}; there are {', '.join(known)}, and .json files of `tacit route calibrate`")
+    raise ValueError(
+        f"no router is called {name!r}; there are {', '.join(known)}, for evaluate {', '.join(FITTED)}, and .json files of `tacit route calibrate`"
+    )
 
 
 def _records(table: str, answerers: Sequence[str] | None) -> list[Record]:
