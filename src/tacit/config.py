@@ -135,9 +135,10 @@ class AlgorithmConfig(Strict):
     old_logprobs: Literal["auto", "recompute", "behaviour"] = "auto"
     filter: FilterConfig = FilterConfig()
     skip_silent: bool = Field(default=True, description="rows whose advantage is exactly 0 are not computed where that changes no gradient")
+    share_prompts: bool = Field(default=True, description="completions of one prompt share its computation where that saves work")
     epochs: int = Field(default=1, ge=1)
     minibatch_rows: int | None = Field(default=None, ge=1, description="rows per optimiser step; default: the whole batch")
-    micro_batch_tokens: int | None = Field(default=None, ge=1, description="padded tokens per forward pass; default: 1024 on a CPU, 16384 elsewhere")
+    micro_batch_tokens: int | None = Field(default=None, ge=1, description="padded tokens per forward pass; default: 4096 on a CPU, 16384 elsewhere")
 
 
 class ComponentConfig(Strict):
@@ -201,7 +202,7 @@ class SFTConfig(RunConfig):
     steps: int = Field(default=400, ge=1)
     batch_size: int = Field(default=128, ge=1, description="examples per optimiser step")
     packing: bool = Field(default=True, description="fill rows with several examples, attention kept apart")
-    micro_batch_tokens: int | None = Field(default=None, ge=1, description="padded tokens per forward pass; default: 1024 on a CPU, 16384 elsewhere")
+    micro_batch_tokens: int | None = Field(default=None, ge=1, description="padded tokens per forward pass; default: 4096 on a CPU, 16384 elsewhere")
     max_new_tokens: int = Field(default=64, ge=1, description="for the evaluation by verifier")
     optimiser: OptimiserConfig = OptimiserConfig(lr=2e-3, warmup=20)
 

@@ -39,9 +39,10 @@ from transformers import (
 
 from tacit.config import LoraConfig, ModelConfig, TinyConfig
 from tacit.core import tiny
+from tacit.core.layout import micro_batches
 from tacit.core.policy import Policy, add_lora, load_policy
 from tacit.core.rollouts import Prompt, Ragged
-from tacit.core.scorer import evaluating, micro_batches
+from tacit.core.scorer import evaluating
 
 ALPHABET = "0123456789 +="
 TOKENIZER = tiny.char_tokenizer(ALPHABET)
@@ -207,6 +208,32 @@ def test_bf16(tmp_path):
     weights = Policy(build("gpt2", torch.bfloat16), TOKENIZER)
     assert weights.token_stats(PROMPTS, COMPLETIONS, packed=True).logp.dtype == torch.float32
     assert weights.scorer._plain_head and weights.scorer._keeps_apart
+
+
+# --- completions that share their prompt ---
+
+
+SHARING = {"llama", "qwen2", "qwen3", "untied", "bias", "gpt2", "opt"}  # the others slide, or attend in a way of their own
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_sharing_a_prompt_changes_nothing(name, caplog):
+    """Log-probs, entropies and gradients, where it is done; where it cannot be done, it is not done, and said."""
+    prompts = Ragged.from_lists([[3, 4, 5, 6, 7, 8], [4, 5], [3, 4, 5, 6, 7, 8], [4, 5], [3, 4, 5, 6, 7, 8]])
+    completions = Ragged.from_lists([[5, 6, 7], [3, 1], [9, 8], [4], [5, 6, 4, 3]])
+    p = policy(name)
+    p.disable_dropout()
+    weights = torch.linspace(-1, 1, len(completions.values), dtype=torch.float64)
+    with caplog.at_level(logging.INFO, "tacit"):
+        stats = [p.score(prompts, completions, temperature=0.7, entropy=True, hidden=True, shared=shared) for shared in (False, True)]
+    assert p.scorer.shares == (name in SHARING) == ("mixes completions" not in caplog.text)
+    for one, other in zip(*((s.logp, s.entropy, s.hidden) for s in stats), strict=True):
+        torch.testing.assert_close(other, one, rtol=0, atol=EXACT[name])
+    plain_gradients, shared_gradients = (gradients(p, (s.logp * weights).sum() + s.entropy.sum()) for s in stats)
+    rounds = 1e-5 if name not in ("bias", "gpt2", "opt") else 1e-9  # RMSNorm goes through fp32, also backwards, where gradients are already summed
+    torch.testing.assert_close(shared_gradients, plain_gradients, rtol=0, atol=rounds)
+    found, sizes = p.bundles(prompts, completions)
+    assert len(found) == (2 if name in SHARING else 5) and int(sizes.sum()) == (20 if name in SHARING else 34)
 
 
 # --- heads that do more, rows that are shared ---

@@ -166,6 +166,25 @@ def test_leaving_out_silent_rows_changes_nothing(lab, watch, loss, mode):
     assert watch.losses[1] == pytest.approx(watch.losses[0], abs=1e-12)
 
 
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+@pytest.mark.parametrize("budget", [None, 14])
+def test_sharing_prompts_changes_nothing(lab, watch, loss, budget):
+    """Loss and gradient, with completions of unlike lengths, in one piece and in micro-batches that cut a group."""
+    prompts, lengths = [[3, 2, 4, 3], [5, 2, 3, 4, 3]], [1, 4, 2, 5, 3, 1, 2, 2]
+    batch = lab.batch([(prompts[i % 2], [2 + (i + j) % 4 for j in range(n)]) for i, n in enumerate(lengths)])
+    values = torch.linspace(-1, 1, len(batch.token), dtype=torch.float64)
+    metrics = []
+    for shared in (False, True):
+        algorithm = {"share_prompts": shared, "micro_batch_tokens": budget, "loss": loss}
+        agent = lab.agent(algorithm=algorithm, sampling={"max_new_tokens": 5}, optimiser={"max_grad_norm": None})
+        metrics.append(run_update(agent, Update(batch, values, agent.loss, kl=None), 0, RUNTIME, (0,)))
+        assert agent.policy.scorer.shares is (True if shared else None)
+    assert_close(watch.gradients[1], watch.gradients[0], rtol=0, atol=1e-7)  # RMSNorm goes through fp32, where a prompt's gradients are now summed
+    assert watch.gradients[0].abs().max() > 1e-3
+    for name in ("loss/policy", "optimiser/grad_norm"):
+        assert metrics[1][name] == pytest.approx(metrics[0][name], abs=1e-8)
+
+
 def test_only_losses_that_say_so_are_silent(lab):
     own = Update(rollouts(lab), per_token(rollouts(lab)), lambda x: PolicyLoss(x.logp, x.logp, x.mask))
     assert not own.silent_at_zero

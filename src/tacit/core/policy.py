@@ -16,12 +16,13 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from tacit.config import LoraConfig, ModelConfig
 from tacit.core import tiny
+from tacit.core.layout import bundles, micro_batches
 from tacit.core.rollouts import Prompt, Ragged, token_index
 from tacit.core.runtime import sharded_like, whole
-from tacit.core.scorer import TokenScorer, TokenStats, evaluating, micro_batches
+from tacit.core.scorer import TokenScorer, TokenStats, evaluating
 
 logger = logging.getLogger("tacit")
-MICRO_BATCH_TOKENS = {"cpu": 1024}  # what a core computes on should stay in its cache: with 16384 a small model takes about twice the time
+MICRO_BATCH_TOKENS = {"cpu": 4096}  # what a core computes on should stay in its cache: 1024 takes a sixth longer, 16384 twice as long
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
@@ -97,10 +98,24 @@ class Policy:
 
     def micro_batches(self, lengths: Tensor, budget: int | None = None) -> list[Tensor]:
         """Row indices of each micro-batch for rows of these lengths (B,); without a budget, as many tokens as suit the device."""
-        return micro_batches(lengths, budget or MICRO_BATCH_TOKENS.get(self.device.type, 16384))
+        return micro_batches(lengths, budget or self._budget)
+
+    @property
+    def _budget(self) -> int:
+        return MICRO_BATCH_TOKENS.get(self.device.type, 16384)
+
+    def bundles(self, prompts: Ragged, completions: Ragged, budget: int | None = None, *, shared: bool = True) -> tuple[list[Tensor], Tensor]:
+        """Row indices to keep together in a micro-batch, with `shared` those that `score` lets share a prompt, and the tokens each bundle takes."""
+        if shared and self.scorer.shares is None:  # it tries inside a pass of its own, where weights that processes share out are whole
+            one = Ragged(torch.tensor([self.pad_id]), torch.tensor([0, 1]))
+            with torch.no_grad():
+                self.score(one, one, shared=True)
+        if shared and self.scorer.shares:
+            return bundles(prompts, completions, self.scorer.width, budget or self._budget)
+        return list(torch.arange(len(prompts))[:, None]), prompts.lengths + completions.lengths
 
     def score(self, prompts: Ragged, completions: Ragged, **wanted: Any) -> TokenStats:
-        """One forward pass over these rows, differentiable. `wanted`: temperature=1.0, entropy=False, hidden=False, packed=False.
+        """One forward pass over these rows, differentiable. `wanted`: temperature=1.0, entropy=False, hidden=False, packed=False, shared=False.
 
         In training mode, which gradient checkpointing asks for, unless gradients are off; see `disable_dropout`.
         """

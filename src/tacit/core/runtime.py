@@ -1,8 +1,9 @@
 """Runtime: where a run computes, alone or as one of several processes; and its optimiser.
 
-Several processes are started by `torchrun`, or on one machine by `tacit.processes`; accelerate's PartialState then picks backend and device and opens the process group. accelerate
-is imported only there and for trackers: a single process needs neither, and starts at once. (`accelerate launch --cpu` starts one process
-whatever it is asked for, and accelerate's FSDP plug-in does nothing on a CPU, hence torchrun and torch's own `fully_shard` here.)
+Several processes are started by `torchrun`, or on one machine by `tacit.processes`; accelerate's PartialState then picks backend and device
+and opens the process group. accelerate is imported only there and for trackers: a single process needs neither, and starts at once.
+(`accelerate launch --cpu` starts one process whatever it is asked for, and accelerate's FSDP plug-in does nothing on a CPU, hence torchrun
+and torch's own `fully_shard` here.)
 
 Data parallelism, in two forms, with losses that already carry global denominators, so that gradients are *summed*, never averaged:
     ddp     every rank holds all weights. Ranks may run different numbers of micro-batches, even none: one collective per optimiser step.

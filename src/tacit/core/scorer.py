@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from tacit.core.layout import Layout, bundles, lay_out, lay_out_shared
 from tacit.core.logprobs import logits_logprobs, token_logprobs
 from tacit.core.rollouts import Ragged
 
@@ -31,7 +33,8 @@ class TokenScorer(nn.Module):
     """Log-probs of completion tokens under a causal LM, the head applied only where a completion token is predicted.
 
     Rows are padded on the right and attention is causal, so padding is never seen and no attention mask is needed. `packed` puts several
-    examples into one row, told apart by positions that start again; a model that does not keep them apart falls back to a row each.
+    examples into one row, told apart by positions that start again; `shared` puts the completions of one prompt into one row, kept apart by a
+    mask. A model that does not keep them apart, which is tried once, falls back to a row each.
     """
 
     def __init__(self, model: PreTrainedModel):
@@ -39,6 +42,7 @@ class TokenScorer(nn.Module):
         self.model = model
         self._plain_head: bool | None = None  # is the head one matrix product? found out at the first call
         self._keeps_apart: bool | None = None  # does it know packed rows? likewise
+        self.shares: bool | None = None  # and rows that share a prompt?
 
     def forward(
         self,
@@ -50,9 +54,14 @@ class TokenScorer(nn.Module):
         entropy: bool = False,
         hidden: bool = False,
         packed: bool = False,
+        shared: bool = False,
     ) -> TokenStats:
-        packed = packed and self._can_pack(pad_id)
-        layout = _lay_out(prompts, completions, pad_id, int((prompts.lengths + completions.lengths).max()) if packed else None)
+        row = self._shared_rows(prompts, completions) if shared and self._can_share(pad_id) else None
+        if row is not None:
+            layout = lay_out_shared(prompts, completions, pad_id, row)
+        else:
+            packed = packed and self._can_pack(pad_id)
+            layout = lay_out(prompts, completions, pad_id, int((prompts.lengths + completions.lengths).max()) if packed else None)
         return self._stats(layout, completions.values, temperature, entropy, hidden)
 
     def _stats(self, layout: Layout, targets: Tensor, temperature: float = 1.0, entropy: bool = False, hidden: bool = False) -> TokenStats:
@@ -75,25 +84,56 @@ class TokenScorer(nn.Module):
         return self.model.base_model(**inputs, use_cache=False).last_hidden_state
 
     @torch.no_grad()
+    def _can_share(self, pad_id: int) -> bool:
+        """Whether completions that share a row with their prompt get the states they get in rows of their own."""
+        if self.shares is None:
+            config = self.model.config.get_text_config()
+            slides = set(getattr(config, "layer_types", None) or ()) - {"full_attention"} or getattr(config, "sliding_window", None)
+            usual = self.model.config._attn_implementation == "sdpa" and not slides and self._takes_positions()  # masks mean the same there
+            self.shares = usual and self._tells_apart(partial(lay_out_shared, row=torch.tensor([0, 1, 2, 3, 0, 0])), pad_id)
+            if not self.shares:
+                logger.info("%s mixes completions that share a prompt: each gets a row of its own", type(self.model).__name__)
+        return self.shares
+
+    @torch.no_grad()
     def _can_pack(self, pad_id: int) -> bool:
-        """Whether examples that share a row get the states they get in rows of their own; tried once, two examples in each of two rows."""
+        """Whether examples that share a row get the states they get in rows of their own."""
         if self._keeps_apart is None:
-            self._keeps_apart = "position_ids" in inspect.signature(self.model.forward).parameters and self._tells_apart(pad_id)
+            self._keeps_apart = self._takes_positions() and self._tells_apart(partial(lay_out, width=7), pad_id)
             if not self._keeps_apart:
                 logger.info("%s mixes the examples of a packed row: each gets a row of its own", type(self.model).__name__)
         return self._keeps_apart
 
-    def _tells_apart(self, pad_id: int) -> bool:
+    def _shared_rows(self, prompts: Ragged, completions: Ragged) -> Tensor | None:
+        """(B,) the row of each example; None where sharing saves no work."""
+        found, _ = bundles(prompts, completions, self.width)
+        if len(found) == len(prompts):
+            return None
+        row = torch.empty(len(prompts), dtype=torch.int64)
+        for place, bundle in enumerate(found):
+            row[bundle] = place
+        return row
+
+    @property
+    def width(self) -> int:
+        return self.model.config.get_text_config().hidden_size
+
+    def _takes_positions(self) -> bool:
+        return "position_ids" in inspect.signature(self.model.forward).parameters
+
+    def _tells_apart(self, together: Callable[[Ragged, Ragged, int], Layout], pad_id: int) -> bool:
+        """Tried on two examples for each of two packed rows, the long prompts first, so that short ones follow them; one prompt is there thrice."""
         size = self.model.config.get_text_config().vocab_size
-        prompts = Ragged(torch.arange(10) % size, torch.tensor([0, 4, 8, 9, 10]))  # the long ones first, so that the short ones follow them
-        completions = Ragged(torch.arange(10, 14) % size, torch.arange(5))
+        prompts = Ragged.from_lists([[i % size for i in ids] for ids in ([0, 1, 2, 3], [4, 5, 6, 7], [8], [9], [0, 1, 2, 3], [0, 1, 2, 3])])
+        completions = Ragged(torch.arange(10, 17) % size, torch.tensor([0, 1, 2, 3, 4, 6, 7]))
         kind = self.model.device.type
         low = torch.is_autocast_enabled(kind) and "flash" in str(self.model.config._attn_implementation)  # kernels that take nothing else
+        layouts = lay_out(prompts, completions, pad_id, None), together(prompts, completions, pad_id)
         with evaluating(self.model), torch.autocast(kind, enabled=low):  # elsewhere in full precision, where a little mixing shows as well
-            alone, together = (self._stats(_lay_out(prompts, completions, pad_id, w), completions.values, hidden=True).hidden for w in (None, 7))
-        assert alone is not None and together is not None
+            alone, mixed = (self._stats(layout, completions.values, hidden=True).hidden for layout in layouts)
+        assert alone is not None and mixed is not None
         low = low or self.model.dtype in (torch.bfloat16, torch.float16)
-        return _agree(alone, together, 0.1 if low else 1e-4)
+        return _agree(alone, mixed, 0.1 if low else 1e-4)
 
     @torch.no_grad()
     def _head_is_plain(self, ids: Tensor) -> bool:
@@ -128,67 +168,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def _agree(a: Tensor, b: Tensor, tolerance: float) -> bool:
     return bool((a - b).float().norm() <= tolerance * a.float().norm())
-
-
-def micro_batches(lengths: Tensor, budget: int) -> list[Tensor]:
-    """Cuts rows (B,) into micro-batches of at most `budget` padded tokens, longest first so that neighbours are of like length.
-
-    A row longer than the budget is a micro-batch of its own.
-    """
-    order = torch.argsort(lengths, descending=True, stable=True)
-    parts, start = [], 0
-    widths = lengths[order].tolist()
-    while start < len(order):
-        size = max(1, budget // max(1, widths[start]))
-        parts.append(order[start : start + size])
-        start += size
-    return parts
-
-
-@dataclass(slots=True)
-class Layout:
-    """Model inputs (R, L), and for each completion token the (row, column) whose state predicts it, (T,) each."""
-
-    inputs: dict[str, Tensor]
-    rows: Tensor
-    columns: Tensor
-
-
-def _lay_out(prompts: Ragged, completions: Ragged, pad_id: int, width: int | None) -> Layout:
-    """Each example in a row of its own from column 0, or several to a row of `width` columns."""
-    before, after = prompts.lengths, completions.lengths
-    assert (before > 0).all(), "the first token of a completion is predicted from the prompt, which must not be empty"
-    row, start = _bins(before + after, width) if width else (torch.arange(len(before)), torch.zeros_like(before))
-    shape = int(row.max()) + 1, int((start + before + after).max())
-    ids, positions = torch.full(shape, pad_id), torch.zeros(shape, dtype=torch.int64)
-    example, inside = _places(before)
-    ids[row[example], start[example] + inside] = prompts.values
-    positions[row[example], start[example] + inside] = inside
-    example, inside = _places(after)
-    rows, inside = row[example], inside + before[example]
-    columns = start[example] + inside
-    ids[rows, columns] = completions.values
-    positions[rows, columns] = inside
-    shared = shape[0] < len(before)  # positions tell examples apart, and cost a mask: only where rows are shared
-    return Layout({"input_ids": ids} | ({"position_ids": positions} if shared else {}), rows, columns - 1)
-
-
-def _bins(lengths: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """(row, first column) of each example when rows of `width` are filled, longest first, each into the first row with room."""
-    used: list[int] = []
-    row, start = torch.empty_like(lengths), torch.empty_like(lengths)
-    for example in torch.argsort(lengths, descending=True, stable=True).tolist():
-        length = int(lengths[example])
-        place = next((i for i, n in enumerate(used) if n + length <= width), len(used))
-        if place == len(used):
-            used.append(0)
-        row[example], start[example] = place, used[place]
-        used[place] += length
-    return row, start
-
-
-def _places(lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """(row, position inside the row) of every token of ragged rows."""
-    rows = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-    starts = lengths.cumsum(0) - lengths
-    return rows, torch.arange(len(rows)) - starts[rows]
