@@ -152,8 +152,8 @@ def test_the_paper_index_has_ten_systems() -> None:
         r"^\| .* \| \[\d{4}\.\d{5}\]\(https://arxiv\.org/abs/\d{4}\.\d{5}\) \| .* \| (\w+) \| (.*) \|$", (DOCS / "paper-index.md").read_text(), re.M
     )
     assert len(rows) == 10
-    assert all(status in ("planned", "works") for status, _ in rows)
-    assert all((result == "–") == (status == "planned") for status, result in rows), "a system that works has a result file, and no other has"
+    assert all(status in ("planned", "partly", "works") for status, _ in rows)
+    assert all((result == "–") == (status != "works") for status, result in rows), "a system that works has a result file, and no other has"
 
 
 def test_error_messages_in_the_guide_are_those_of_the_code() -> None:
