@@ -1,6 +1,8 @@
-"""Scoring overlaps what comes after a draw, when the reward can be judged elsewhere."""
+"""Scoring overlaps the drawing of the rest and what comes after it, when the reward can be judged elsewhere."""
 
 from __future__ import annotations
+
+from tacit.rl import trainer
 
 
 class Elsewhere:
@@ -22,7 +24,8 @@ class Elsewhere:
         raise AssertionError("a reward that can begin is not called")
 
 
-def test_scoring_begins_after_each_agents_draw_and_is_waited_for_after_annotation(lab, monkeypatch):
+def test_scoring_begins_after_each_piece_of_a_draw_and_is_waited_for_after_annotation(lab, monkeypatch):
+    monkeypatch.setattr(trainer, "PIECES", 2)
     log: list[str] = []
     agents = [lab.agent(algorithm={"old_logprobs": "recompute"}, index=i) for i in range(2)]
 
@@ -38,5 +41,6 @@ def test_scoring_begins_after_each_agents_draw_and_is_waited_for_after_annotatio
             monkeypatch.setattr(agent, stage, noting(stage, getattr(agent, stage)))
     plain = lab.trainer([lab.agent(algorithm={"old_logprobs": "recompute"}, index=i) for i in range(2)]).step()
     step = lab.trainer(agents, reward=Elsewhere(lab.first_letter, log)).step()
-    assert log == ["draw", "begin", "draw", "begin", "annotate", "annotate", "wait", "wait"]
+    assert log == ["draw", "begin"] * 4 + ["annotate"] * 2 + ["wait"] * 4
+    assert step.drawn.token.tolist() == plain.drawn.token.tolist() and step.drawn.group.tolist() == plain.drawn.group.tolist()
     assert step.drawn.reward.tolist() == plain.drawn.reward.tolist() and step.drawn.reward.sum() > 0

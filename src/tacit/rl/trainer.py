@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from tacit.core.rollouts import Prompt, RolloutBatch
@@ -37,6 +38,7 @@ class RewardFunction(Protocol):
     def __call__(self, prompts: list[Prompt], completions: list[str], /) -> Sequence[ScoreLike]: ...
 
 
+PIECES = 4  # of a draw, for a reward that judges one while the next is drawn
 Scores = Callable[[], Sequence[ScoreLike]]  # waits for them
 
 
@@ -114,17 +116,19 @@ class Trainer:
         return step.rounds < rounds and len(step.kept_groups) < self.prompts
 
     def sample(self, step: Step) -> tuple[RolloutBatch, Scores]:
-        """`prompts` new prompts, drawn by every agent, each rank its share. A reward that works elsewhere begins on each draw at once."""
+        """`prompts` new prompts, drawn by every agent, each rank its share; in pieces for a reward that works elsewhere: it judges one meanwhile."""
         for agent in self.agents:
             agent.sync()
         groups = list(range(self.cursor, self.cursor + self.prompts))
         self.cursor += self.prompts
         mine = groups[self.runtime.rank :: self.runtime.world_size]
-        prompts = [self.task.prompt_at(ordinal, self.seed) for ordinal in mine]
+        pieces = min(PIECES, len(mine)) if hasattr(self.reward, "begin") else 1  # what is drawn does not depend on what is drawn together
         draws, waiting = list[RolloutBatch](), list[Scores]()
         for agent in self.agents:
-            draws.append(agent.draw(step, prompts, mine))
-            waiting.append(begin(self.reward, draws[-1]))
+            for ordinals in np.array_split(mine, max(1, pieces)):
+                prompts = [self.task.prompt_at(ordinal, self.seed) for ordinal in ordinals.tolist()]
+                draws.append(agent.draw(step, prompts, ordinals.tolist()))
+                waiting.append(begin(self.reward, draws[-1]))
         return RolloutBatch.cat(draws), lambda: [score for scores in waiting for score in scores()]
 
     def annotate(self, batch: RolloutBatch) -> RolloutBatch:
