@@ -62,6 +62,7 @@ def test_decide_by_an_llm(server: Any, monkeypatch: pytest.MonkeyPatch):
     )
     assert done.exit_code == 0, done.output
     assert done.output.startswith("LONG_CONTEXT") and "(read by route field)" in done.output
+    assert "The decision took 10 + 5 tokens, cost 2e-05." in done.output
     assert len(server.requests) == 1 and server.headers[0]["Authorization"] == "Bearer sk-secret"
     assert "sk-secret" not in done.output + "".join(p.read_text() for p in Path("cache").rglob("*.json"))
 

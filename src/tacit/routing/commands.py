@@ -84,8 +84,18 @@ def told(metadata: Metadata, found: Decision) -> list[str]:
         f"{found.route.value}  (by {found.by}, confidence {found.confidence:.2f})",
         f"Document: {metadata.doc_title!r}, {metadata.doc_tokens:,} tokens, type {metadata.doc_type}.",
         *(f"- {reason}" for reason in found.reasons),
+        *_account(found),
         f"Expected cost: {found.expected_cost:,.0f} input tokens; RAG would take {rag:,.0f}, long context {lc:,.0f}.",
     ]
+
+
+def _account(found: Decision) -> list[str]:
+    """What an LLM's decision took, as far as the endpoint tells."""
+    if found.trace.get("prompt_tokens") is None:
+        return []
+    cost = "" if found.trace["cost"] is None else f", cost {found.trace['cost']:.4g}"
+    saved = " (from the cache)" if found.trace["cached"] else ""
+    return [f"The decision took {found.trace['prompt_tokens']:,} + {found.trace['completion_tokens'] or 0:,} tokens{cost}{saved}."]
 
 
 def evaluate(

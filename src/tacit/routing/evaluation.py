@@ -85,7 +85,8 @@ def area(points: Array) -> float:
 
 
 def at_cost(policy: Policy, records: Sequence[Record], budget: float, name: str = "") -> Policy:
-    """The same router at the lowest threshold whose mean cost does not exceed `budget`; it looks at scores and costs, at no quality."""
+    """The same router at the lowest threshold whose mean cost does not exceed `budget`; it looks at scores and costs, at no
+    quality. Of questions with equal scores, those that come first in the table go first."""
     rag_cost, lc_cost = columns(records, "rag_cost", "lc_cost")
     order = np.argsort(-policy.lc, kind="stable")
     spent = rag_cost.mean() + np.cumsum((lc_cost - rag_cost)[order]) / len(order)

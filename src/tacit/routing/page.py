@@ -9,10 +9,10 @@ from typing import Any
 
 MOST_DIFFERING = 100  # questions listed for an answerer
 STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem;color:#1d2330;background:#fff}"
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:1320px;margin:2rem auto;padding:0 1rem;color:#1d2330;background:#fff}"
     "table{border-collapse:collapse;margin:.5rem 0 1.5rem;font-variant-numeric:tabular-nums}"
     "th,td{padding:.2rem .7rem;text-align:right;border-bottom:1px solid #e3e6ec}th:first-child,td:first-child{text-align:left}"
-    "small{color:#68708a}details{margin:.5rem 0}"
+    "td{white-space:nowrap}.wide{overflow-x:auto}details{margin:.5rem 0}"
 )
 
 
@@ -36,7 +36,7 @@ def answerer(name: str, found: Mapping[str, Any]) -> str:
     policies = found["policies"]
     rows = [(p, span(t["score"]), span(t["over_rag"]), span(t["over_random"]), *map(number, numbers(t))) for p, t in policies.items()]
     head = ("router", "score", "over always RAG", "over chance at its LC rate", *NUMBERS.values())
-    compared = [(f"{c['a']} − {c['b']}", span(c["difference"]), number(c["p"])) for c in found["comparisons"]]
+    compared = [(f"{c['a']} − {c['b']}", span(c["difference"]), f"{c['p']:.4f}") for c in found["comparisons"]]
     told = (
         f"<h2>{escape(name)}</h2><p>{found['questions']} questions, {found['documents']} documents</p>{figure(policies)}"
         f"{table(head, rows)}{table(('difference', 'mean', 'sign-flip p'), compared)}"
@@ -65,15 +65,19 @@ def numbers(told: Mapping[str, Any]) -> Iterable[float | None]:
 
 
 def figure(policies: Mapping[str, Any]) -> str:
-    """Cost against score: the curve of each router that has one, and where each one stands."""
+    """Cost against score: the curve of each router that has one, where each one stands, and what a coin gets between both constants."""
     import plotly.graph_objects as go
+    from plotly.colors import qualitative
 
     chart = go.Figure()
-    for name, told in policies.items():
+    ends = [policies[name] for name in ("always RAG", "always LC")]
+    chance = {"x": [t["cost"] for t in ends], "y": [t["score"][0] for t in ends]}
+    chart.add_scatter(**chance, mode="lines", line={"dash": "dot", "color": "grey"}, name="chance, all rates")
+    for (name, told), colour in zip(policies.items(), qualitative.Dark24):
         if len(told["curve"]) > 3:
             cost, score = zip(*told["curve"])
-            chart.add_scatter(x=cost, y=score, mode="lines", name=f"{name}, all thresholds")
-        chart.add_scatter(x=[told["cost"]], y=[told["score"][0]], mode="markers", marker_size=10, name=name)
+            chart.add_scatter(x=cost, y=score, mode="lines", line_color=colour, name=f"{name}, all thresholds")
+        chart.add_scatter(x=[told["cost"]], y=[told["score"][0]], mode="markers", marker={"size": 10, "color": colour}, name=name)
     chart.update_layout(xaxis_title="mean cost", yaxis_title="mean score", template="plotly_white", height=420, margin={"t": 20})
     return chart.to_html(full_html=False, include_plotlyjs=False)
 
@@ -93,7 +97,7 @@ def differing(questions: list[Mapping[str, Any]]) -> str:
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><tr>{''.join(f'<th>{escape(name)}</th>' for name in head)}</tr>{body}</table>"
+    return f"<div class='wide'><table><tr>{''.join(f'<th>{escape(name)}</th>' for name in head)}</tr>{body}</table></div>"
 
 
 def span(interval: Iterable[float]) -> str:
