@@ -38,7 +38,7 @@ def add_to(parent: typer.Typer, guard: Callable[[], AbstractContextManager[None]
 
         return run
 
-    for command in (decide, evaluate, calibrate):
+    for command in (decide, evaluate, calibrate, elicit):
         app.command(command.__name__)(guarded(command))
     parent.add_typer(app, name="route")
 
@@ -183,6 +183,65 @@ def calibrate(
         print(line)
     router.save(output)
     print(f"Router: {output}, fitted on all {len(records)} records; the line 'learned' above is of routers fitted on other documents.")
+
+
+def elicit(
+    table: Annotated[str, typer.Argument(metavar="TABLE", help=f"JSON lines with both routes' scores, or {LARA}.", show_default=False)],
+    endpoint: Annotated[str, typer.Option(metavar="URL", help="OpenAI-compatible endpoint.", show_default=False)],
+    router: Annotated[str, typer.Option(metavar="NAME", help="Model there.", show_default=False)],
+    answerer: Annotated[str | None, typer.Option(help="Whose ideal routes to compare with.", show_default="the first")] = None,
+    questions: Annotated[int, typer.Option(min=1, help="How many, spread evenly over the table.")] = 50,
+    draws: Annotated[int, typer.Option("--draws", "-n", min=1, help="Samples of each prompt.")] = 8,
+    temperature: Annotated[float, typer.Option(min=0)] = 1.0,
+    key_env: Key = "OPENAI_API_KEY",
+    cache: Annotated[Path | None, typer.Option(help="Folder that keeps replies of the endpoint.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder for elicit.json and elicit.html.")] = None,
+) -> None:
+    """Sample a router model with the direct, the free and the guideline prompt: any of N right, beside coins, and the majority."""
+    import asyncio
+
+    from tacit.clients.endpoint import Endpoint
+    from tacit.routing.decision import hard_rule
+    from tacit.routing.elicit import STYLES
+    from tacit.routing.elicit import elicit as sampled
+    from tacit.routing.llm import LLMRouter
+
+    records = _records(table, [answerer] if answerer else None)
+    open_ = [r for r in records if r.answer_model == records[0].answer_model and hard_rule(r.metadata()) is None]
+    if not open_:
+        raise ValueError(f"hard rules decide every question of {table}; there is nothing to ask a model")
+    count = min(questions, len(open_))
+    asked = [open_[i * len(open_) // count] for i in range(count)]
+    print(f"{len(asked)} questions x {draws} draws x {len(STYLES)} prompts: up to {len(asked) * draws * len(STYLES)} calls")
+
+    async def run() -> dict[str, Any]:
+        async with Endpoint(endpoint, router, key=os.environ.get(key_env), cache=cache) as at:
+            routers = [LLMRouter(at, style) for style in STYLES]
+            return await sampled(routers, [r.metadata() for r in asked], [r.lc_score > r.rag_score for r in asked], draws, temperature)
+
+    result = asyncio.run(run())
+    for line in elicited(result):
+        print(line)
+    if output is not None:
+        from tacit.routing.page import write_elicitation
+
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "elicit.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
+        print(f"Report: {write_elicitation(result, output / 'elicit.html')}")
+
+
+def elicited(result: dict[str, Any]) -> list[str]:
+    """A block for each prompt style, a column for each N."""
+    shown = [n for n in range(1, result["draws"] + 1) if n & (n - 1) == 0 or n == result["draws"]]
+    rate = result["ideal_lc_rate"]
+    lines = [f"Long context is ideal for {rate:.0%}: always RAG is right on {1 - rate:.3f}."]
+    lines.append(f"{'N':<22}" + "".join(f"{n:>8}" for n in shown))
+    for style, told in result["styles"].items():
+        for key, name in (("any_of", "any of N"), ("coin", "coins"), ("majority", "majority")):
+            lines.append(f"{f'{style}, {name}':<22}" + "".join(f"{told[key][n - 1]:>8.3f}" for n in shown))
+        if told["without_route"]:
+            lines.append(f"{style}: {told['without_route']} of {told['replies']} replies named no route and count as RAG")
+    return lines
 
 
 def summary(result: dict[str, Any]) -> list[str]:

@@ -16,19 +16,46 @@ STYLE = (
 )
 
 
-def write_page(result: Mapping[str, Any], output: Path) -> Path:
-    """Writes the page and returns its path. Raises ValueError where plotly is not installed."""
+def write_elicitation(result: Mapping[str, Any], output: Path) -> Path:
+    """Writes the page of `tacit route elicit`: any of N, its coins and the majority against N. Raises ValueError where plotly is not installed."""
+    script = plotly_script()
+    import plotly.graph_objects as go
+    from plotly.colors import qualitative
+
+    chart, counts = go.Figure(), list(range(1, result["draws"] + 1))
+    for (style, told), colour in zip(result["styles"].items(), qualitative.Dark24):
+        for key, dash, name in (("any_of", "solid", "any of N"), ("coin", "dot", "coins"), ("majority", "dash", "majority")):
+            chart.add_scatter(x=counts, y=told[key], mode="lines+markers", line={"dash": dash, "color": colour}, name=f"{style}, {name}")
+    base = 1 - result["ideal_lc_rate"]
+    chart.add_hline(y=base, line_dash="longdash", annotation_text="always RAG")
+    chart.update_layout(xaxis_title="N", yaxis_title="share of questions", template="plotly_white", height=560)
+    note = f"{result['questions']} questions. Coins fall for long context as often as the samples did: any of N shows an ability only above them."
+    body = chart.to_html(full_html=False, include_plotlyjs=False)
+    return written(output, "What prompts elicit", note, body, script)
+
+
+def plotly_script() -> str:
     try:
         from plotly.offline import get_plotlyjs
     except ImportError:
         raise ValueError("a report needs plotly, which is not installed; install it with: pip install 'tacit[report]'") from None
-    body = "".join(answerer(name, found) for name, found in result["answerers"].items())
+    return get_plotlyjs()
+
+
+def written(output: Path, title: str, note: str, body: str, script: str) -> Path:
     page = (
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>Routing</title><style>{STYLE}</style><script>{get_plotlyjs()}</script>"
-        f"<h1>RAG or long context</h1><p>{escape(str(result['note']))} Intervals: 95 %, by document.</p>{body}</html>"
+        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{title}</title><style>{STYLE}</style><script>{script}</script>"
+        f"<h1>{title}</h1><p>{escape(note)}</p>{body}</html>"
     )
     output.write_text(page, encoding="utf-8", errors="replace")
     return output
+
+
+def write_page(result: Mapping[str, Any], output: Path) -> Path:
+    """Writes the page and returns its path. Raises ValueError where plotly is not installed."""
+    script = plotly_script()
+    body = "".join(answerer(name, found) for name, found in result["answerers"].items())
+    return written(output, "RAG or long context", f"{result['note']} Intervals: 95 %, by document.", body, script)
 
 
 def answerer(name: str, found: Mapping[str, Any]) -> str:
