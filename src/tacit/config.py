@@ -135,7 +135,7 @@ class AlgorithmConfig(Strict):
     old_logprobs: Literal["auto", "recompute", "behaviour"] = "auto"
     filter: FilterConfig = FilterConfig()
     skip_silent: bool = Field(default=True, description="rows whose advantage is exactly 0 are not computed where that changes no gradient")
-    share_prompts: bool = Field(default=True, description="completions of one prompt share its computation where that saves work")
+    prefix_sharing: bool = Field(default=True, description="completions of one prompt share its computation where that saves work")
     epochs: int = Field(default=1, ge=1)
     minibatch_rows: int | None = Field(default=None, ge=1, description="rows per optimiser step; default: the whole batch")
     micro_batch_tokens: int | None = Field(default=None, ge=1, description="padded tokens per forward pass; default: 4096 on a CPU, 16384 elsewhere")

@@ -175,7 +175,7 @@ def test_sharing_prompts_changes_nothing(lab, watch, loss, budget):
     values = torch.linspace(-1, 1, len(batch.token), dtype=torch.float64)
     metrics = []
     for shared in (False, True):
-        algorithm = {"share_prompts": shared, "micro_batch_tokens": budget, "loss": loss}
+        algorithm = {"prefix_sharing": shared, "micro_batch_tokens": budget, "loss": loss}
         agent = lab.agent(algorithm=algorithm, sampling={"max_new_tokens": 5}, optimiser={"max_grad_norm": None})
         metrics.append(run_update(agent, Update(batch, values, agent.loss, kl=None), 0, RUNTIME, (0,)))
         assert agent.policy.scorer.shares is (True if shared else None)

@@ -114,7 +114,7 @@ def objective(agent: Agent, update: Update, part: RolloutBatch, denominators: De
     """
     policy, device = agent.policy, agent.policy.device
     mask, rows = part.action.to(device), part.row_of_token.to(device)
-    shared = agent.algorithm.share_prompts
+    shared = agent.algorithm.prefix_sharing
     found = policy.score(part.prompt_tokens, part.completions, temperature=agent.sampling.temperature, shared=shared).logp
     column = lambda x: torch.where(mask, x.to(device, found.dtype), 0)  # noqa: E731 - an untrained token has ratio 1 and no divergence
     logp, behaviour = column(found), column(part.behaviour_logp)
@@ -148,7 +148,7 @@ def has_say(batch: RolloutBatch) -> Tensor:
 
 def micro_batches_of_rank(agent: Agent, minibatch: RolloutBatch, runtime: Runtime) -> list[Tensor]:
     """This rank's rows of a mini-batch, dealt out by length so that ranks do like work, in micro-batches; what shares a prompt stays together."""
-    budget, shared = agent.algorithm.micro_batch_tokens, agent.algorithm.share_prompts
+    budget, shared = agent.algorithm.micro_batch_tokens, agent.algorithm.prefix_sharing
     bundles, sizes = agent.policy.bundles(minibatch.prompt_tokens, minibatch.completions, budget, shared=shared)
     mine = torch.argsort(sizes, descending=True, stable=True)[runtime.rank :: runtime.world_size]
     return [torch.cat([bundles[i] for i in mine[index]]) for index in agent.policy.micro_batches(sizes[mine], budget)]
