@@ -140,6 +140,18 @@ def test_trees_learn_it_too(fitter):
     assert router.decide(Metadata("How?", 100)).by == "hard rule"
 
 
+def test_what_never_varied_has_no_weight():
+    """All made-up documents are books of one length."""
+    router, question = fit(made_up()), "How do both of the 3 parts differ?"
+    chance = {router.decide(Metadata(question, tokens, doc_type=kind)).lc for tokens in (5_000, 40_000, 250_000) for kind in ("book", "paper", "x")}
+    assert max(chance) - min(chance) < 1e-6
+
+
+def test_a_document_of_unknown_type_is_the_average_document():
+    pulls = LearnedRouter.load().decide(Metadata("Why?", 40_000)).trace["pulls"]
+    assert [pulls[name] for name in ("book", "financial", "paper")] == [0, 0, 0] and pulls["why"] != 0
+
+
 def test_what_cannot_be_fitted_says_so():
     with pytest.raises(ValueError, match="0 of 1 questions were answered differently well"):
         fit([record("a", 1, 1)])

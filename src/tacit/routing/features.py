@@ -30,6 +30,7 @@ DESCRIBED = {name: said for name, (_, said) in WORDINGS.items()} | {
     "why": "it begins with why",
 }
 NAMES = tuple(DESCRIBED)
+TYPES = ("book", "financial", "paper")
 
 
 def features(metadata: Metadata) -> list[float]:
@@ -40,7 +41,7 @@ def features(metadata: Metadata) -> list[float]:
         *(float(bool(pattern.search(question))) for pattern, _ in WORDINGS.values()),
         log2(max(1, len(question.split()))),
         float(min(5, len(cues.NAMES.findall(question)))),
-        *(float(metadata.doc_type == name) for name in ("book", "financial", "paper")),
+        *(float(metadata.doc_type == name) for name in TYPES),
         min(3.0, max(-3.0, log2(max(1, metadata.doc_tokens) / 32768))),
         *(float(first.startswith(word)) for word in ("how", "what", "why")),
     ]

@@ -68,7 +68,8 @@ def fit(records: Sequence[Record], *, told: str = "a recorded table", price: flo
             "and all in favour of the same: nothing to fit; record more questions, or use a constant route"
         )
     x = design(records)
-    mean, scale = x.mean(0), np.maximum(x.std(0), 1e-9)
+    mean, spread = x.mean(0), x.std(0)
+    scale = np.where(spread > 1e-6, spread, 1.0)  # what never varied in the table must not weigh when it does
     z, one = (x - mean) / scale, np.eye(len(names))[who]
     own = (one[:, :, None] * z[:, None, :]).reshape(len(z), -1)
     wide = np.hstack([z, INTERCEPT_SCALE * one, own])

@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tacit.routing.decision import Decision, Metadata, decision, hard_rule
-from tacit.routing.features import DESCRIBED, NAMES, features
+from tacit.routing.features import DESCRIBED, NAMES, TYPES, features
 
 MOST_REASONS = 3
 
@@ -95,6 +95,8 @@ class LearnedRouter:
         whose, part = self._parts[key]
         values = features(metadata)
         pulls = [(w + own) * (x - m) / s for w, own, x, m, s in zip(c.weights, part.weights, values, c.mean, c.scale)]
+        if metadata.doc_type not in TYPES:  # of no type that it knows: the average document
+            pulls = [0.0 if name in TYPES else pull for name, pull in zip(NAMES, pulls)]
         better = 1 / (1 + exp(-min(50.0, max(-50.0, part.intercept + sum(pulls)))))
         to_lc = better > part.threshold
         told = f"Where the routes differ, long context is better with probability {better:.2f}; it is taken above {part.threshold:.2f} ({whose})."
