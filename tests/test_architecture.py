@@ -37,7 +37,12 @@ PURE = {"tacit.rl.advantages", "tacit.rl.losses", "tacit.rl.aggregation", "tacit
 ALLOWED = {"recommend": PURE | {"tacit.rl.trainer"}}
 
 HEAVY = ("typer", "rich", "plotly", "sentence_transformers", "faiss")  # what importing core and rl must do without
-OTHER_NAMES = {"yaml": "pyyaml", "bs4": "beautifulsoup4", "markdown_it": "markdown_it_py", "sklearn": "scikit_learn"}  # distributions that are not called after their module
+OTHER_NAMES = {
+    "yaml": "pyyaml",
+    "bs4": "beautifulsoup4",
+    "markdown_it": "markdown_it_py",
+    "sklearn": "scikit_learn",
+}  # distributions that are not called after their module
 
 LONGEST_FILE = 400  # lines; a longer one has a second reason to exist
 MACHINE_PATHS = re.compile(r"(?<![\w.~-])/(?:home|root|work|opt|mnt|Users)/|file:/{2}|[A-Z]:\\\\")

@@ -194,6 +194,7 @@ def test_doctor(monkeypatch):
     monkeypatch.setattr("tacit.doctor.active_guards", lambda: [("network", True, ""), ("memory", False, "no cgroup")])
     lines = dict(line.split(": ", 1) for line in tacit("doctor").stdout.splitlines())
     found = {name: how.strip() for name, how in lines.items()}
+    assert "native decoder" in found
     assert found["tacit"].startswith("0.") and "torch 2." in found["packages"] and "threads" in found["processor"]
     assert found["data sets"] == "gsm8k" and found["not there"].startswith("math500, svamp")
     assert (found["sandbox, network"], found["sandbox, memory"]) == ("active", "NOT active: no cgroup")

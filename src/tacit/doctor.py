@@ -11,6 +11,8 @@ import torch
 
 from tacit import __version__
 from tacit.core.environment import processor
+from tacit.generation.decoders import usable_threads
+from tacit.generation.native_library import Unavailable, cache_folder, find_compiler, library
 from tacit.rewards.sandbox import active_guards
 from tacit.tasks.data import data_root
 
@@ -30,6 +32,7 @@ def findings() -> Iterator[tuple[str, str]]:
         yield "mps", "available"
     if not torch.cuda.device_count() and not torch.backends.mps.is_available():
         yield "accelerator", "none: everything runs on the CPU"
+    yield "native decoder", native_decoder()
     root = data_root()
     yield "data", f"{root.resolve()}" + ("" if root.is_dir() else ", which is not there") + " (TACIT_DATA changes it)"
     there = [name for name in SETS if (root / name).is_dir()]
@@ -38,6 +41,15 @@ def findings() -> Iterator[tuple[str, str]]:
         yield "not there", ", ".join(missing)
     for guard, active, detail in active_guards():
         yield f"sandbox, {guard}", f"{'active' if active else 'NOT active'}" + (f": {detail}" if detail else "")
+
+
+def native_decoder() -> str:
+    """Compiled here if it was not before."""
+    try:
+        library()
+    except Unavailable as error:
+        return f"NOT available: {error}"
+    return f"compiled by {find_compiler()}, kept in {cache_folder()}, {usable_threads()} threads"
 
 
 def installed(package: str) -> str:
