@@ -32,7 +32,7 @@ class Regression:
     def module(self) -> nn.Module:
         return self.network
 
-    def batch_at(self, step: int) -> list[tuple[Tensor, Tensor]]:
+    def batch_at(self, step: int, ranks: int = 1) -> list[tuple[Tensor, Tensor]]:
         generator = torch.Generator().manual_seed(step)
         x = torch.randn(ROWS, 3, dtype=torch.float64, generator=generator)
         y = x @ torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
@@ -143,7 +143,7 @@ def test_a_batch_without_anything_to_learn():
     before = weights(job)
     with pytest.raises(ValueError, match="the batch of step 3 has nothing to learn from: no supervised token in 2 micro-batches"):
         loop.step()
-    job.batch_at = lambda step: []
+    job.batch_at = lambda step, ranks=1: []
     with pytest.raises(ValueError, match="nothing to learn from"):
         loop.step()
     assert all(torch.equal(a, b) for a, b in zip(weights(job), before, strict=True))

@@ -98,6 +98,18 @@ def test_batches_depend_on_the_step_and_the_seed_alone():
     assert sorted(prompts[0] for prompts, _ in batch(2)) == sorted(ordinals)
 
 
+@pytest.mark.parametrize("budget", [None, 12])
+def test_ranks_get_like_shares_of_the_same_batch(budget):
+    j = job(batch_size=16, micro_batch_tokens=budget)
+    rows = lambda micros: sorted(p + c for m in micros for p, c in zip(m.prompts.to_lists(), m.completions.to_lists(), strict=True))  # noqa: E731
+    whole = rows(j.batch_at(3))
+    for ranks in (2, 3, 5):
+        micros = j.batch_at(3, ranks)
+        assert rows(micros) == whole
+        shares = [sum(len(row) for row in rows(micros[rank::ranks])) for rank in range(ranks)]
+        assert min(shares) > 0.6 * max(shares), shares
+
+
 def test_it_learns():
     j = job(batch_size=32, dtype=torch.float32)
     loop = Fit(j, OptimiserConfig(lr=1e-2), steps=25, runtime=Runtime(device="cpu"))

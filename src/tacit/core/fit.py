@@ -16,14 +16,14 @@ Micro = TypeVar("Micro")
 
 
 class Job(Protocol[Micro]):
-    """What is learnt. `batch_at` depends on the step alone, so the data cursor of a run is its step, and every rank sees the same batch."""
+    """What is learnt. What a batch holds depends on the step alone, so the data cursor of a run is its step, and every rank sees the same batch."""
 
     def module(self) -> nn.Module:
         """What trains."""
         ...
 
-    def batch_at(self, step: int) -> Sequence[Micro]:
-        """The micro-batches of one optimiser step."""
+    def batch_at(self, step: int, ranks: int = 1) -> Sequence[Micro]:
+        """The micro-batches of one optimiser step. With several ranks there should be one for each, or more, of like size: they take turns."""
         ...
 
     def weight(self, micro: Micro) -> float:
@@ -51,7 +51,7 @@ class Fit:
     def step(self) -> dict[str, float]:
         """One optimiser step; returns the means of loss and metrics over the batch."""
         start = time.perf_counter()
-        micros = self.job.batch_at(self.index)
+        micros = self.job.batch_at(self.index, self.runtime.world_size)
         total = sum(self.job.weight(micro) for micro in micros)
         if total <= 0:
             raise ValueError(f"the batch of step {self.index} has nothing to learn from: no supervised token in {len(micros)} micro-batches")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Protocol
 
 import torch
@@ -49,11 +50,15 @@ class CompletionLoss:
     def module(self) -> nn.Module:
         return self.policy.model
 
-    def batch_at(self, step: int) -> list[Examples]:
+    def batch_at(self, step: int, ranks: int = 1) -> list[Examples]:
+        """Micro-batches of like length inside the share of each rank, which is dealt out by length."""
         ordinals = range(step * self.batch_size, (step + 1) * self.batch_size)
         batch = self.encode([self.task.prompt_at(ordinal, self.seed) for ordinal in ordinals])
         lengths = batch.prompts.lengths + batch.completions.lengths
-        return [batch.select(index) for index in self.policy.micro_batches(lengths, self.micro_batch_tokens)]
+        order = torch.argsort(lengths, descending=True, stable=True)
+        shares = [order[rank::ranks] for rank in range(ranks)]
+        cut = [[mine[index] for index in self.policy.micro_batches(lengths[mine], self.micro_batch_tokens)] for mine in shares]
+        return [batch.select(rows) for turn in zip_longest(*cut) for rows in turn if rows is not None]
 
     def weight(self, micro: Examples) -> float:
         return float(len(micro.completions.values))
