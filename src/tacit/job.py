@@ -119,10 +119,13 @@ class Parts:
         return load_policy(config.model, alphabet=self.task.alphabet, seed=config.seed, device=self.runtime.device, bf16=bf16, folder=folder)
 
     def evaluate(self, config: RLConfig | SFTConfig) -> tuple[Evaluation, dict[str, float]]:
-        """Held-out completions of the present policy, judged by the reward, and the metrics to log."""
+        """Held-out completions of the present policy, each process drawing its share, judged by the reward; and the metrics to log."""
         self.learner.sync()
-        settings = config.evaluation
-        found = evaluate(self.sampler, self.prompts, self.reward, samples=settings.samples, temperature=settings.temperature, seed=PROBE_SEED)
+        how: dict[str, Any] = {"samples": config.evaluation.samples, "temperature": config.evaluation.temperature, "seed": PROBE_SEED}
+        ranks = min(self.runtime.world_size, len(self.prompts))
+        mine = range(self.runtime.rank % ranks, len(self.prompts), ranks)
+        found = evaluate(self.sampler, [self.prompts[i] for i in mine], self.reward, groups=mine, **how)
+        found = Evaluation.dealt(self.runtime.gather_objects(found)[:ranks])
         return found, found.metrics() | self.learner.heldout_metrics()
 
 

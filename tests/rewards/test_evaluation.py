@@ -133,3 +133,17 @@ def test_with_a_real_sampler_equal_seeds_are_paired():
     assert compare(first, again) == Interval(0.0, 0.0, 0.0)
     assert not np.array_equal(first.rewards, other.rewards)
     assert 1 <= first.length <= 4
+
+
+def test_prompts_dealt_out_are_evaluated_as_in_one_place():
+    tokenizer = char_tokenizer("0123456789:")
+    policy = Policy(tiny_model(TinyConfig(hidden=16, layers=1, heads=2, mlp=32), tokenizer), tokenizer)
+    sampler = Sampler(TransformersDecoder(policy), policy, max_new_tokens=6)
+    asked, judge = prompts(7), each(lambda prompt, text: None if len(text) == 3 else len(text))
+    whole = evaluate(sampler, asked, judge, samples=3, seed=1)
+    for ranks in (1, 2, 3):
+        parts = [evaluate(sampler, asked[r::ranks], judge, samples=3, seed=1, groups=range(r, 7, ranks)) for r in range(ranks)]
+        found = Evaluation.dealt(parts)
+        assert np.array_equal(found.rewards, whole.rewards, equal_nan=True) and found.ids == whole.ids
+        assert (found.length, found.truncated) == pytest.approx((whole.length, whole.truncated))
+        assert len(found.rows) == len(whole.rows) == 21

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Protocol
 
 import numpy as np
@@ -74,16 +75,36 @@ class Evaluation:
     def from_state_dict(cls, state: Mapping[str, Any]) -> Evaluation:
         return cls(**state)
 
+    @classmethod
+    def dealt(cls, parts: Sequence[Evaluation]) -> Evaluation:
+        """The evaluation of prompts that were dealt out in turns: part r of n had the prompts r, r + n, …"""
+        sizes = [len(part.ids) for part in parts]
+        turn = np.argsort(np.concatenate([np.arange(size) * len(parts) + r for r, size in enumerate(sizes)]))
+        ids = [name for part in parts for name in part.ids]
+        length, truncated = (float(np.average([getattr(part, name) for part in parts], weights=sizes)) for name in ("length", "truncated"))
+        rows = [row for turns in zip_longest(*(part.rows for part in parts)) for row in turns if row is not None]
+        return cls(np.concatenate([part.rewards for part in parts])[turn], length, truncated, [ids[i] for i in turn], rows[:EXAMPLES])
+
 
 def evaluate(
-    sampler: GroupSampler, prompts: Sequence[Prompt], reward: RewardFunction, *, samples: int = 1, temperature: float = 1.0, seed: int = 0
+    sampler: GroupSampler,
+    prompts: Sequence[Prompt],
+    reward: RewardFunction,
+    *,
+    samples: int = 1,
+    temperature: float = 1.0,
+    seed: int = 0,
+    groups: Sequence[int] | None = None,
 ) -> Evaluation:
-    """Draws `samples` completions of each prompt and scores them. Equal seeds give equal random numbers: comparisons are paired."""
+    """Draws `samples` completions of each prompt and scores them. Equal seeds give equal random numbers: comparisons are paired.
+
+    `groups` are the places of the prompts in the whole held-out set, where these are a part of it: their completions are those of the whole.
+    """
     if not prompts:
         raise ValueError("there is nothing to evaluate on: the list of held-out prompts is empty")
     if temperature <= 0:
         samples = 1  # greedy completions are all alike
-    batch = sampler.sample(prompts, samples, seed=seed, step=0, groups=range(len(prompts)), temperature=temperature, role=Role.PROBE)
+    batch = sampler.sample(prompts, samples, seed=seed, step=0, groups=groups or range(len(prompts)), temperature=temperature, role=Role.PROBE)
     scores = reward(batch.prompts, batch.texts)
     if len(scores) != len(batch):
         raise ValueError(f"the reward function returned {len(scores)} scores for {len(batch)} completions; it must return one for each, in order")
