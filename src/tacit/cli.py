@@ -71,6 +71,9 @@ def train(
                 from tacit.job import run
 
                 run(config, resume=resume, dry_run=dry_run, reporter=reporter)
+                reporter.close()
+                if not dry_run and is_first_rank():
+                    tell_outcome(Path(config.output))  # while the other processes end
         except KeyboardInterrupt:
             reporter.close()
             if is_first_rank():
@@ -80,8 +83,6 @@ def train(
             raise typer.Exit(INTERRUPTED) from None
         finally:
             reporter.close()
-        if not dry_run and is_first_rank():
-            tell_outcome(Path(config.output))
 
 
 def tell_outcome(run: Path) -> None:

@@ -256,7 +256,7 @@ def _run(config: RLConfig | SFTConfig, parts: Parts, folder: RunDirectory | None
         "before": before.interval()._asdict(),
         "after": after.interval()._asdict(),
         "gain": compare(before, after)._asdict(),
-        "baselines": parts.task.baselines(),
+        "baselines": parts.task.baselines() if runtime.is_main else {},
         "prompts": len(parts.prompts),
         "samples": after.rewards.shape[1],
         "temperature": config.evaluation.temperature,

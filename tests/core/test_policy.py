@@ -415,9 +415,9 @@ class Closing:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.tokenizer, name)
 
-    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return {"input_ids": [*ids, 1] if add_special_tokens else ids}
+    def __call__(self, texts: list[str], add_special_tokens: bool = True) -> dict[str, list[list[int]]]:
+        found = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return {"input_ids": [[*ids, 1] for ids in found] if add_special_tokens else found}
 
 
 def test_encoding_and_decoding():

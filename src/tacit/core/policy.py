@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -72,24 +72,36 @@ class Policy:
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt, chat template applied when the policy has `chat`. Raises ValueError when nothing remains to condition on."""
+        return self.encode_prompts([prompt])[0]
+
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> list[list[int]]:
+        """The same for many, in one call of the tokenizer where there is no template."""
         if self.chat:
-            turns = [{"role": "system", "content": self.system}] if self.system else []
-            turns.append({"role": "user", "content": prompt.text})
-            ids = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False)
+            found = [self._in_template(prompt) for prompt in prompts]
         else:
-            tiny.check_characters(self.tokenizer, prompt.text)
-            ids = self.tokenizer(prompt.text, add_special_tokens=True)["input_ids"]
-            if ids and ids[-1] in self.stop_ids:  # tokenizers that close every text
-                ids = ids[:-1]
-        if not ids:
-            raise ValueError(f"prompt {prompt.id!r} is empty after tokenisation: a completion needs at least one token to follow")
-        return list(ids)  # pyright: ignore[reportReturnType]
+            found = self._encode([prompt.text for prompt in prompts], add_special_tokens=True)
+            found = [ids[:-1] if ids and ids[-1] in self.stop_ids else ids for ids in found]  # tokenizers that close every text
+        for prompt, ids in zip(prompts, found, strict=True):
+            if not ids:
+                raise ValueError(f"prompt {prompt.id!r} is empty after tokenisation: a completion needs at least one token to follow")
+        return found
 
     def encode_completion(self, text: str) -> list[int]:
         """Token ids of a reference completion with its end-of-sequence token, for supervised training."""
-        tiny.check_characters(self.tokenizer, text)
+        return self.encode_completions([text])[0]
+
+    def encode_completions(self, texts: Sequence[str]) -> list[list[int]]:
         end = self.tokenizer.eos_token_id if self.tokenizer.eos_token_id is not None else min(self.stop_ids)
-        return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], end]  # pyright: ignore[reportReturnType]
+        return [[*ids, end] for ids in self._encode(texts, add_special_tokens=False)]  # pyright: ignore[reportReturnType]
+
+    def _in_template(self, prompt: Prompt) -> list[int]:
+        turns = [{"role": "system", "content": self.system}] if self.system else []
+        turns.append({"role": "user", "content": prompt.text})
+        return list(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False))  # pyright: ignore[reportReturnType]
+
+    def _encode(self, texts: Sequence[str], **options: Any) -> list[list[int]]:
+        tiny.check_characters(self.tokenizer, "".join(texts))
+        return self.tokenizer(list(texts), **options)["input_ids"] if texts else []
 
     def decode(self, ids: list[int]) -> str:
         return self.tokenizer.decode(ids, skip_special_tokens=True)  # pyright: ignore[reportReturnType]

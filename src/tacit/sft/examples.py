@@ -68,15 +68,16 @@ class CompletionLoss:
 
     def encode(self, prompts: Sequence[Prompt]) -> Examples:
         """Tokenised prompts with their solutions."""
-        before, after = [], []
+        solutions = list[str]()
         for prompt in prompts:
             if (solution := self.task.solve(prompt)) is None:
                 raise ValueError(f"the task knows no solution for prompt {prompt.id!r}, so there is nothing to imitate")
-            before.append(self.policy.encode_prompt(prompt))
-            after.append(self.policy.encode_completion(solution))
-            if len(before[-1]) + len(after[-1]) > self.policy.context:
+            solutions.append(solution)
+        before, after = self.policy.encode_prompts(prompts), self.policy.encode_completions(solutions)
+        for prompt, ids, solution in zip(prompts, before, after, strict=True):
+            if len(ids) + len(solution) > self.policy.context:
                 raise ValueError(
-                    f"prompt {prompt.id!r} with its solution has {len(before[-1]) + len(after[-1])} tokens, the model's context holds "
+                    f"prompt {prompt.id!r} with its solution has {len(ids) + len(solution)} tokens, the model's context holds "
                     f"{self.policy.context}: leave such examples out, or use a model with a longer context"
                 )
         return Examples(Ragged.from_lists(before), Ragged.from_lists(after))
