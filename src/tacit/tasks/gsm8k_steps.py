@@ -122,27 +122,27 @@ class Nearest:
 
     def __init__(self, steps: list[Step]):
         common = dict(Counter((step.text, step.answer) for step in steps).most_common())  # the more frequent first: it wins ties
-        self.groups: dict[str, list[tuple[str, str]]] = {}
+        groups: dict[str, list[tuple[str, str]]] = {}
         for text, answer in common:
-            self.groups.setdefault(NO_OPERATOR.sub("", text), []).append((text, answer))
+            groups.setdefault(NO_OPERATOR.sub("", text), []).append((text, answer))
+        self.groups = {operators: (np.array([text for text, _ in group]), [answer for _, answer in group]) for operators, group in groups.items()}
 
     def answer(self, text: str) -> str | None:
         """Its answer; None when no training expression has these operators."""
         group = self.groups.get(NO_OPERATOR.sub("", text))
-        return group[int(edit_distances(text, [other for other, _ in group]).argmin())][1] if group else None
+        return group[1][int(edit_distances(text, group[0]).argmin())] if group else None
 
 
-def edit_distances(text: str, others: list[str]) -> NDArray[np.int16]:
+def edit_distances(text: str, others: NDArray[np.str_]) -> NDArray[np.int16]:
     """(N,) Levenshtein distances of `text` to each of `others`, row by row for all of them at once."""
-    padded = np.array(others)
-    table = padded.view(np.uint32).reshape(len(others), -1)  # code points, 0 behind the end
+    table = others.view(np.uint32).reshape(len(others), -1)  # code points, 0 behind the end
     columns = np.arange(table.shape[1] + 1, dtype=np.int16)
     distances = np.tile(columns, (len(others), 1))
     for row, character in enumerate(text, start=1):
         changed = np.full_like(distances, row)
         changed[:, 1:] = np.minimum(distances[:, :-1] + (table != ord(character)), distances[:, 1:] + 1)
         distances = np.minimum.accumulate(changed - columns, axis=1) + columns  # insertions, from left to right
-    return distances[np.arange(len(others)), np.char.str_len(padded)]
+    return distances[np.arange(len(others)), np.char.str_len(others)]
 
 
 def is_held_out(question: str) -> bool:
