@@ -23,7 +23,7 @@ BIN = .venv/bin
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(READY) ## warm-start a small model, improve it with GRPO on real input, write a report (about 3 minutes)
+demo: $(READY) ## warm-start a small model, improve it with GRPO on real input, write a report (about 80 seconds on two cores)
 	@echo "demo: $(JOB)$(if $(filter sorting,$(JOB)), (no GSM8K under $(DATA); docs/index.md says where it goes))"
 	@if ls -d runs/demo-* >/dev/null 2>&1; then echo "demo: removing the runs of an earlier demo:" runs/demo-*; rm -rf runs/demo-*; fi
 	$(BIN)/tacit train recipes/demo/$(JOB)_sft.yaml runtime.processes=$(PROCESSES)
@@ -52,11 +52,11 @@ format: $(READY) ## put code in its format, and repair what ruff can
 docs: $(READY) ## write the tables of docs/configuration.md from src/tacit/config.py
 	$(BIN)/python docs/write_configuration.py
 
-bench: $(READY) $(TRL_READY) ## five seeds of sorting, and side by side with TRL 1.16 in .venv-trl; writes results/benchmarks/*.json
+bench: $(READY) $(TRL_READY) ## five seeds of sorting, decoding, and side by side with TRL 1.16 in .venv-trl; writes results/benchmarks/*.json
 	@mkdir -p results/benchmarks
-	@set -e; for name in sorting_seeds parity_trl vs_trl_step; do \
+	@set -e; for name in sorting_seeds decode parity_trl vs_trl_step; do \
 		echo "bench: $$name"; \
-		python=.venv-trl/bin/python; test $$name != sorting_seeds || python=$(BIN)/python; \
+		python=.venv-trl/bin/python; case $$name in sorting_seeds|decode) python=$(BIN)/python;; esac; \
 		PYTHONPATH=src $$python benchmarks/$$name.py > results/benchmarks/$$name.json.part; \
 		mv results/benchmarks/$$name.json.part results/benchmarks/$$name.json; \
 		cat results/benchmarks/$$name.json; \

@@ -128,12 +128,14 @@ int32_t tacit_draw(void* model, Draw* draw) {
     Native& native = *static_cast<Native*>(model);
     try {
         Shared shared(draw->prompts);
+        const double read = static_cast<double>(draw->starts[draw->prompts]) / static_cast<double>(draw->prompts);
+        const double positions = read + static_cast<double>(draw->offsets[draw->count]) / static_cast<double>(draw->count) / 2;  // of a row half-way
         for (int64_t row = 0; row < draw->count; row++) shared.sources[draw->rows[row]].waiting++;
         Crew crew(draw->poll);
         Status status = native.run(crew, draw->threads, [&](int thread, Workspace& workspace) {
             Drawing drawing(native.model, workspace, *draw, crew, shared, thread);
             const int64_t at_once = std::min(draw->at_once, draw->count);
-            drawing.run(std::max<int64_t>(1, (at_once + draw->threads - 1) / draw->threads));
+            drawing.run(std::clamp<int64_t>((at_once + draw->threads - 1) / draw->threads, 1, native.model.rows_near(positions)));
             int32_t most = shared.steps;
             while (drawing.steps() > most && !shared.steps.compare_exchange_weak(most, drawing.steps())) {
             }

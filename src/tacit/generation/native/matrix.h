@@ -47,6 +47,8 @@ public:
         bias_.reserve(width);
     }
 
+    size_t bytes() const { return floats_.size() * sizeof(float) + halves_.size() * sizeof(uint16_t); }
+
     // Columns [first, first + count) from `weight` (count, depth) and `bias` (count,), which may be missing.
     void pack(int first, int count, Stored weight, Stored bias) {
         for (int n = first; n < first + count; n++) {

@@ -39,6 +39,7 @@ struct Workspace {
     Buffer<uint32_t> pairs;
 };
 
+constexpr double CACHE = 12e6;  // bytes that a thread may hope to keep near
 constexpr int TOGETHER = 128;  // positions that go through the model in one pass: more would leave the cache
 
 class Model {
@@ -127,6 +128,15 @@ public:
     }
 
     int logits_width() const { return head_.width; }
+
+    // Rows of so many positions that a thread had better decode at a time. With a small model it is attention that waits for memory, and fewer rows,
+    // whose keys and values stay near, are faster; a large one has to fetch its weights anyway, and more rows share them.
+    int64_t rows_near(double positions) const {
+        const double weights = static_cast<double>(shape.layers) * (layers_[0].qkv.bytes() + layers_[0].out.bytes() + layers_[0].gate_up.bytes() +
+                                                                    layers_[0].down.bytes()) + head_.bytes();
+        const double row = sizeof(float) * 2.0 * positions * shape.layers * shape.kv_heads * shape.width;
+        return 2 * weights > CACHE ? INT64_MAX : std::max<int64_t>(16, static_cast<int64_t>((CACHE - weights) / row));
+    }
 
     // Rows whose logits fit the cache.
     int logits_together() const { return std::clamp((1 << 20) / head_.width, BLOCK, TOGETHER); }
