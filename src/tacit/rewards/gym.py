@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 from tacit.rewards.workers import isolated
@@ -25,6 +26,4 @@ def answer_of(completion: str) -> str:
 
 @lru_cache
 def _dataset(name: str, options: str) -> Any:
-    from reasoning_gym.factory import create_dataset
-
-    return create_dataset(name, seed=0, size=1000, **json.loads(options))
+    return import_module("reasoning_gym.factory").create_dataset(name, seed=0, size=1000, **json.loads(options))

@@ -8,6 +8,7 @@ run is the same run, only where PYTHONHASHSEED is fixed.
 from __future__ import annotations
 
 import string
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -32,13 +33,13 @@ class ReasoningGym(Procedural):
     def __init__(self, dataset: str, size: int = 10_000, instruction: str = "", **options: Any):
         self.dataset, self.size, self.instruction, self.options = dataset, size, instruction, options
         try:
-            from reasoning_gym.factory import DATASETS, create_dataset
+            factory = import_module("reasoning_gym.factory")
         except ModuleNotFoundError:
             raise ValueError("the task 'reasoning_gym' needs the library of that name: pip install 'tacit[reasoning-gym]'") from None
-        if dataset not in DATASETS:
-            raise ValueError(f"reasoning-gym has no data set {dataset!r}: choose one of {', '.join(sorted(DATASETS))}")
+        if dataset not in factory.DATASETS:
+            raise ValueError(f"reasoning-gym has no data set {dataset!r}: choose one of {', '.join(sorted(factory.DATASETS))}")
         try:
-            self.data = create_dataset(dataset, seed=0, size=size, **options)
+            self.data = factory.create_dataset(dataset, seed=0, size=size, **options)
         except (TypeError, ValueError, AssertionError) as error:
             raise ValueError(f"reasoning-gym refuses the options of {dataset!r}: {error}") from None
         entries = [self.data[index] for index in range(min(SAMPLE, size))]
