@@ -77,7 +77,7 @@ def run(config: RLConfig | SFTConfig, *, resume: bool = False, dry_run: bool = F
     transformers.utils.logging.disable_progress_bar()
     reporter = reporter or SilentReporter()
     started = time.monotonic()
-    runtime = Runtime(**config.runtime.model_dump(), seed=config.seed, folder=config.output)
+    runtime = Runtime(**config.runtime.model_dump(exclude={"processes"}), seed=config.seed, folder=config.output)
     try:
         if dry_run:
             return _dry_run(config, runtime, reporter)
@@ -96,9 +96,8 @@ class Parts:
         self.reward: RewardFunction = load_reward(config.reward, self.task, sandbox=config.sandbox)
         self.prompts = self.task.heldout(config.evaluation.prompts)
         self.policy = self._policy(config)
-        size = sum(p.numel() for p in self.policy.model.parameters())
-        if config.runtime.threads is None and runtime.device.type == "cpu" and size <= ONE_THREAD:
-            torch.set_num_threads(1)
+        if config.runtime.threads is None:
+            suit_threads(self.policy)
         self.mirror = self.policy
         if runtime.sharded:
             self.mirror = self._policy(config)
@@ -127,6 +126,12 @@ class Parts:
         found = evaluate(self.sampler, [self.prompts[i] for i in mine], self.reward, groups=mine, **how)
         found = Evaluation.dealt(self.runtime.gather_objects(found)[:ranks])
         return found, found.metrics() | self.learner.heldout_metrics()
+
+
+def suit_threads(policy: Policy) -> None:
+    """One thread for a small model on the CPU."""
+    if policy.device.type == "cpu" and sum(p.numel() for p in policy.model.parameters()) <= ONE_THREAD:
+        torch.set_num_threads(1)
 
 
 class RLLearner:

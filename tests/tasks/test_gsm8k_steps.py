@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import itertools
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import pytest
@@ -9,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tacit.core.rollouts import Prompt
+from tacit.tasks import procedural
 from tacit.tasks.base import Task
 from tacit.tasks.data import DataError
 from tacit.tasks.expressions import parse
-from tacit.tasks.gsm8k_steps import Gsm8kSteps, Nearest, Step, edit_distances, is_held_out
+from tacit.tasks.gsm8k_steps import HELD_OUT, Gsm8kSteps, Nearest, Step, edit_distances
 
+is_held_out = partial(procedural.is_held_out, one_in=HELD_OUT)
 TRAIN_Q = [q for q in (f"question {i}?" for i in range(40)) if not is_held_out(q)]
 HELD_Q = [q for q in (f"question {i}?" for i in range(200)) if is_held_out(q)]
 

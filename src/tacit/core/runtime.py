@@ -34,10 +34,9 @@ from tacit.core.trackers import Trackers
 
 
 class Runtime:
-    """Device, precision, processes, seeds and trackers. Takes the fields of RuntimeConfig: `Runtime(**config.model_dump(), seed=0)`.
+    """Device, precision, processes, seeds and trackers. Takes the fields of RuntimeConfig but `processes`, for who starts them.
 
-    `seed=None` leaves the random number generators alone; `folder` is where trackers that write files put them. `processes` is for who starts them
-    (`tacit.processes`, or torchrun): how many there are is read from the environment.
+    `seed=None` leaves the random number generators alone; `folder` is where trackers that write files put them.
     Raises ValueError when the device is not there or a tracker is not installed.
     """
 
@@ -47,7 +46,6 @@ class Runtime:
         device: str = "auto",
         precision: Literal["fp32", "bf16"] = "fp32",
         threads: int | None = None,
-        processes: int = 1,
         distributed: Literal["ddp", "fsdp2"] = "ddp",
         trackers: Sequence[str] = (),
         seed: int | None = None,

@@ -21,7 +21,7 @@ from tacit.evaluation import run as job
 from tacit.evaluation.answerers import LocalPolicy, RemoteModel, sampler
 from tacit.evaluation.items import Answerer
 from tacit.evaluation.saved import Saved, find
-from tacit.job import ONE_THREAD
+from tacit.job import suit_threads
 from tacit.recipe import ConfigError, Loader, Recipe, yaml
 
 KEY_ENV = "OPENAI_API_KEY"
@@ -127,8 +127,7 @@ def opened(saved: Saved, settings: Mapping[str, Any], device: torch.device) -> P
     model = saved.recipe.model if saved.recipe else ModelConfig()
     changed = {name: settings[name] for name in ("dtype", "chat", "system") if name in settings}
     policy = saved.open(device, Recipe(Path("tacit"), model.model_dump() | changed).validate(ModelConfig))
-    if device.type == "cpu" and sum(p.numel() for p in policy.model.parameters()) <= ONE_THREAD:
-        torch.set_num_threads(1)
+    suit_threads(policy)
     return policy
 
 

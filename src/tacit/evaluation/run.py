@@ -20,7 +20,7 @@ from tacit.core.runtime import Runtime
 from tacit.evaluation.items import Answer, Answerer, Item, ItemLog, Key
 from tacit.evaluation.summary import failures, spent, summarise
 from tacit.job import stop_after_step
-from tacit.rewards.base import RewardFunction, Score, load_reward
+from tacit.rewards.base import RewardFunction, Score, judged, load_reward
 from tacit.tasks.base import Task, resolve_task
 
 ITEMS, RESULT = "items.jsonl", "result.json"
@@ -109,11 +109,7 @@ class Judge:
             if not rows:
                 continue
             with nullcontext() if hasattr(reward, "begin") else self.judging:  # workers serve any thread, the user's function need not
-                found = reward([answers[row][0].prompt for row in rows], [answers[row][1].text for row in rows])
-            if len(found) != len(rows):
-                raise ValueError(
-                    f"the reward function returned {len(found)} scores for {len(rows)} completions; it must return one for each, in order"
-                )
+                found = judged(reward, [answers[row][0].prompt for row in rows], [answers[row][1].text for row in rows])
             for row, score in zip(rows, found, strict=True):
                 scores[row] = score
         return scores

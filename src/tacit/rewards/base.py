@@ -80,6 +80,14 @@ def load_reward(spec: str | None, task: JudgedTask, *, sandbox: str = "required"
     return each(partial(call, function))
 
 
+def judged(reward: RewardFunction, prompts: list[Prompt], completions: list[str]) -> list[Score]:
+    """What `reward` says. Raises ValueError unless it has one score for each completion."""
+    scores, asked = reward(prompts, completions), len(completions)
+    if len(scores) != asked:
+        raise ValueError(f"the reward function returned {len(scores)} scores for {asked} completions; it must return one for each, in order")
+    return scores
+
+
 def _make(cls: type, spec: str, options: Mapping[str, Any]) -> RewardFunction:
     try:
         parameters = inspect.signature(cls).parameters

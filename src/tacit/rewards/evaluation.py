@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tacit.core.rollouts import Prompt, Role, RolloutBatch
 from tacit.core.statistics import Interval, bootstrap, paired_bootstrap
-from tacit.rewards.base import RewardFunction
+from tacit.rewards.base import RewardFunction, judged
 
 EXAMPLES = 24  # completions kept to look at
 
@@ -105,9 +105,7 @@ def evaluate(
     if temperature <= 0:
         samples = 1  # greedy completions are all alike
     batch = sampler.sample(prompts, samples, seed=seed, step=0, groups=groups or range(len(prompts)), temperature=temperature, role=Role.PROBE)
-    scores = reward(batch.prompts, batch.texts)
-    if len(scores) != len(batch):
-        raise ValueError(f"the reward function returned {len(scores)} scores for {len(batch)} completions; it must return one for each, in order")
+    scores = judged(reward, batch.prompts, batch.texts)
     values = np.array([np.nan if score.value is None else score.value for score in scores]).reshape(len(prompts), samples)
     rows = [
         {

@@ -14,7 +14,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
-from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +25,7 @@ from tacit.core.rollouts import Prompt
 from tacit.tasks.base import first, stream_order
 from tacit.tasks.data import DataError, locate, read_jsonl, text_field
 from tacit.tasks.expressions import Expression, parse
+from tacit.tasks.procedural import is_held_out
 
 FILE = "gsm8k/train.jsonl.gz"
 HELD_OUT = 10  # one problem in so many is held out
@@ -60,7 +60,7 @@ class Gsm8kSteps:
         for number, row in read_jsonl(source):
             question, solution = (text_field(row, name, source, number) for name in ("question", "answer"))
             steps = self._steps(str(row.get("id", number)), solution)
-            if is_held_out(question):
+            if is_held_out(question, HELD_OUT):
                 for step in steps:
                     others.setdefault(step.form, step)
             else:
@@ -143,10 +143,6 @@ def edit_distances(text: str, others: NDArray[np.str_]) -> NDArray[np.int16]:
         changed[:, 1:] = np.minimum(distances[:, :-1] + (table != ord(character)), distances[:, 1:] + 1)
         distances = np.minimum.accumulate(changed - columns, axis=1) + columns  # insertions, from left to right
     return distances[np.arange(len(others)), np.char.str_len(others)]
-
-
-def is_held_out(question: str) -> bool:
-    return blake2b(question.encode(), digest_size=8).digest()[0] % HELD_OUT == 0
 
 
 def _read(text: str) -> Expression | None:

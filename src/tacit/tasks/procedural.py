@@ -61,8 +61,8 @@ class Procedural:
         return {}
 
 
-def is_held_out(key: str) -> bool:
-    return blake2b(key.encode(), digest_size=8).digest()[0] % HELD_OUT == 0
+def is_held_out(key: str, one_in: int = HELD_OUT) -> bool:
+    return blake2b(key.encode(), digest_size=8).digest()[0] % one_in == 0
 
 
 def check_range(task: str, name: str, low: int, high: int, least: int) -> None:

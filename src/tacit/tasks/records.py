@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from tacit.core.rollouts import Prompt
-from tacit.tasks.base import first, stream_order
 from tacit.tasks.data import DataError
+from tacit.tasks.finite import Finite
 from tacit.tasks.tables import HUB, Row, hub_rows, rows
 
 ROLES = ("prompt", "answer", "id")
 
 
-class Records:
+class Records(Finite):
     """`columns` says which column is prompt, answer and id where they are named otherwise; all others reach the reward by name.
 
     Held out are the records of the file `heldout`, or else the last `heldout_share` of this one; a record whose prompt is held out word
@@ -37,24 +37,13 @@ class Records:
         self.columns = {role: role for role in ROLES} | dict(columns or {})
         records = self._prompts(source, found)
         if held is not None:
-            self.test = self._prompts(*held)
+            test = self._prompts(*held)
         else:
             kept = len(records) - max(1, round(share * len(records)))
-            records, self.test = records[:kept], records[kept:]
-        questions = {prompt.text for prompt in self.test}
-        self.train = [prompt for prompt in records if prompt.text not in questions]
+            records, test = records[:kept], records[kept:]
+        super().__init__(records, test)
         if not self.train:
             raise DataError(f"{source} leaves nothing to train on: all its prompts are held out; add more, or others as task.options.heldout")
-
-    @property
-    def alphabet(self) -> str:
-        return "".join(sorted({c for p in [*self.train, *self.test] for c in p.text + ("" if p.answer is None else str(p.answer))}))
-
-    def prompt_at(self, ordinal: int, seed: int) -> Prompt:
-        return self.train[stream_order(ordinal, len(self.train), seed)]
-
-    def heldout(self, count: int) -> list[Prompt]:
-        return first(self.test, count, self.name)
 
     def solve(self, prompt: Prompt) -> str | None:
         return None if prompt.answer is None else str(prompt.answer)
