@@ -61,11 +61,11 @@ def lay_out_shared(prompts: Ragged, completions: Ragged, pad_id: int, row: Tenso
     prompt, so its states are those of a row of its own.
     """
     before, after = prompts.lengths, completions.lengths
-    end, start = [0] * (int(row.max()) + 1), torch.empty_like(before)  # of each row so far
-    for i, (place, prompt, completion) in enumerate(zip(row.tolist(), before.tolist(), after.tolist(), strict=True)):
-        start[i] = max(end[place], prompt)
-        end[place] = int(start[i]) + completion
-    shape = len(end), max(end)
+    end, starts = [0] * (int(row.max()) + 1), list[int]()  # of each row so far; of each completion
+    for place, prompt, completion in zip(row.tolist(), before.tolist(), after.tolist(), strict=True):
+        starts.append(max(end[place], prompt))
+        end[place] = starts[-1] + completion
+    start, shape = torch.tensor(starts), (len(end), max(end))
     ids, positions = torch.full(shape, pad_id), torch.zeros(shape, dtype=torch.int64)
     owner = torch.full(shape, -1)  # of a token: 0 the prompt, i + 1 completion i, -1 nobody
     example, inside = _places(before)

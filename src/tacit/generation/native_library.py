@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes as c
 import fcntl
 import hashlib
-import logging
 import os
 import platform
 import shlex
@@ -16,7 +15,6 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
-logger = logging.getLogger("tacit")
 SOURCES = Path(__file__).parent / "native"
 FLAGS = "-std=c++17 -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math -fno-strict-aliasing -shared -fPIC -pthread"
 COMPILE_SECONDS = 300
@@ -79,7 +77,7 @@ class Unavailable(Exception):
 
 @cache
 def library() -> c.CDLL:
-    """The library, compiled if it is not in the cache. Raises Unavailable, also for every later call, so that it is tried once."""
+    """The library, compiled if it is not in the cache. Raises Unavailable."""
     compiler = find_compiler()
     flags = [*shlex.split(FLAGS), native_flag(), *shlex.split(os.environ.get("TACIT_NATIVE_FLAGS", ""))]
     place = cache_folder() / f"decoder-{key(compiler, flags)}.so"
