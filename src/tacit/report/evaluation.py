@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from tacit.report.html import absent, asset, fill, section, table, text
+from tacit.report.html import absent, document, table, text
 from tacit.report.runs import ReportError
 
 MOST_TOLD = 10  # failures listed on the terminal
@@ -95,13 +95,7 @@ def page(result: Mapping[str, Any], completions: list[dict[str, Any]]) -> str:
         ("setup", "Setup", "".join(f"<details class='card'><summary>{name.capitalize()}</summary>{facts(result[name])}</details>" for name in SETUP)),
     ]
     title = str(result["model"] or result["policy"])
-    return fill(
-        asset("evaluation.html"),
-        title=escape(title),
-        style=asset("style.css"),
-        header=f"<h1>{escape(title)}</h1><p class='about'>{escape(about(result))}</p>",
-        body="".join(section(*parts) for parts in sections),
-    )
+    return document(title, f"<h1>{escape(title)}</h1><p class='about'>{escape(about(result))}</p>", sections)
 
 
 SETUP = ("settings", "environment")

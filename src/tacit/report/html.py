@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -19,6 +19,20 @@ def asset(name: str) -> str:
 def fill(template: str, **parts: str) -> str:
     """The template with each {{name}} replaced, once: what is put in is not looked at again."""
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+
+
+def document(title: str, header: str, sections: Sequence[tuple[str, str, str]], scripts: str = "") -> str:
+    """A whole page of sections (id, title, content), the first of which is the result. Without `scripts`, none may run."""
+    return fill(
+        asset("page.html"),
+        allowed="; script-src 'unsafe-inline'; img-src data:" if scripts else "",
+        title=escape(title),
+        style=asset("style.css"),
+        links="".join(f'<a href="#{name}">{heading}</a>' for name, heading, _ in sections),
+        header=header,
+        body="".join(section(*parts) for parts in sections),
+        scripts=scripts,
+    )
 
 
 def in_script(data: Any) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tacit.report import curves, health
-from tacit.report.html import absent, asset, fill, in_script, section, table, text
+from tacit.report.html import absent, asset, document, in_script, table, text
 from tacit.report.runs import ReportError, Run, examples, read_runs
 from tacit.report.summary import header, result
 from tacit.report.verdict import verdict
@@ -45,12 +45,12 @@ def page(runs: Sequence[Run], plotly: str) -> str:
     charts, (others, left_out) = curves.charts(runs, health.thresholds()), curves.other_charts(runs)
     time = curves.time_bars(runs)
     sections = [
-        section("result", "Result", result(runs)),
-        section("curves", "Curves", chart_cards(charts, "main") + other_cards(others, left_out) or absent(NO_METRICS)),
-        section("time", "Time", chart_card("time", curves.Chart("Seconds of a step, by stage")) if time else absent("No stage times were recorded.")),
-        section("health", "Health", health_tables(runs)),
-        section("samples", "Samples", samples(runs)),
-        section("setup", "Setup", setup(runs)),
+        ("result", "Result", result(runs)),
+        ("curves", "Curves", chart_cards(charts, "main") + other_cards(others, left_out) or absent(NO_METRICS)),
+        ("time", "Time", chart_card("time", curves.Chart("Seconds of a step, by stage")) if time else absent("No stage times were recorded.")),
+        ("health", "Health", health_tables(runs)),
+        ("samples", "Samples", samples(runs)),
+        ("setup", "Setup", setup(runs)),
     ]
     data = {
         "charts": {f"main-{n}": asdict(chart) for n, chart in enumerate(charts)},
@@ -58,16 +58,10 @@ def page(runs: Sequence[Run], plotly: str) -> str:
         "time": time,
         "runs": [{"name": run.name, "samples": run.samples} for run in runs],
     }
-    return fill(
-        asset("page.html"),
-        title=escape(", ".join(run.name for run in runs)),
-        style=asset("style.css"),
-        header=header(runs),
-        body="".join(sections),
-        data=in_script(data),
-        plotly=plotly,
-        script=asset("script.js"),
+    scripts = (
+        f'<script id="data" type="application/json">{in_script(data)}</script>\n<script>{plotly}</script>\n<script>{asset("script.js")}</script>\n'
     )
+    return document(", ".join(run.name for run in runs), header(runs), sections, scripts)
 
 
 # --- charts: the script draws into these cards ---
