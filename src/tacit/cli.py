@@ -246,6 +246,39 @@ def sample(
 
 
 @app.command(epilog=EXIT_CODES)
+def study(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="grpo, stability.", show_default=False)],
+    preset: Annotated[str, typer.Option(help="tiny, smoke, core, full, or calibrate (on seeds that are never reported).")] = "core",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the records.", show_default="runs/study-NAME-PRESET")] = None,
+    arm: Annotated[list[str] | None, typer.Option(help="Measure only this arm; repeat it for several.", show_default="all")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Measure only this seed; repeat it for several.", show_default="all")] = None,
+    collect: Annotated[list[Path] | None, typer.Option(metavar="FOLDER", help="Take over records measured elsewhere; repeatable.")] = None,
+    processes: Annotated[int | None, typer.Option(min=0, help="0: none but this one.", show_default="one a processor")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Go on where the preset would take longer than it may.")] = False,
+    judge_only: Annotated[bool, typer.Option("--judge-only", help="Measure nothing; judge the records that are there.")] = False,
+) -> None:
+    """Run a study: arms over paired seeds, honest controls, a verdict for each claim. Stopped or killed, the same command goes on."""
+    with errors_in_one_sentence():
+        from tacit.studies.commands import run_study
+        from tacit.studies.result import lines
+
+        folder = output or Path("runs") / f"study-{name}-{preset}"
+        which: dict[str, Any] = {"arms": arm or (), "seeds": seed or (), "collect": collect or (), "processes": processes}
+        reporter = make_reporter()
+        try:
+            found = run_study(name, preset, folder, **which, force=force, measure_missing=not judge_only, reporter=reporter)
+        except KeyboardInterrupt:
+            reporter.close()
+            print("Stopped; what was measured is kept. The same command goes on.", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+        finally:
+            reporter.close()
+        for line in lines(found):
+            print(line)
+        print(f"Result: {folder / 'result.json'}\nReport: {folder / 'report.html'}")
+
+
+@app.command(epilog=EXIT_CODES)
 def doctor() -> None:
     """Say what is there: versions, devices, data sets, guards of the sandbox."""
     with errors_in_one_sentence():

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from tacit.core import statistics
-from tacit.core.statistics import Interval, bootstrap, paired_bootstrap, wilson
+from tacit.core.statistics import Interval, bootstrap, holm, paired_bootstrap, paired_t, paired_t_p, sign_flip, wilson
 
 
 def test_mean_interval_equals_the_analytic_one():
@@ -100,3 +100,39 @@ def test_wilson_equals_scipy(successes, trials, level):
 def test_misuse_is_explained(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("case", range(200))
+def test_few_pairs_equal_scipy(case):
+    rng = np.random.default_rng(case)
+    n = int(rng.integers(2, 13))
+    a, b = rng.normal(rng.normal(), 1.0, n), rng.normal(0.0, rng.uniform(0.2, 2.0), n)
+    theirs = stats.ttest_rel(a, b)
+    bounds = theirs.confidence_interval(0.95)
+    assert paired_t_p(a, b) == pytest.approx(theirs.pvalue, rel=1e-9)
+    assert paired_t(a, b) == pytest.approx((np.mean(a - b), bounds.low, bounds.high), rel=1e-9)
+    flips = stats.permutation_test(
+        (a, b), lambda x, y, axis: np.mean(x - y, axis=axis), permutation_type="samples", n_resamples=10**5, vectorized=True
+    )
+    assert sign_flip(a, b) == pytest.approx(flips.pvalue, abs=1e-12)
+    p = rng.uniform(0, 0.2, int(rng.integers(1, 9)))
+    assert holm(p.tolist()) == pytest.approx(holm_by_hand(p), rel=1e-12)
+
+
+def holm_by_hand(p):
+    """The adjusted p of a hypothesis is the largest (m - rank) p among those at most as large."""
+    return [min(1.0, max((p >= other).sum() * other for other in p if other <= one)) for one in p]
+
+
+def test_sign_flip_of_many_pairs_is_close_to_the_exact_one():
+    rng = np.random.default_rng(1)
+    a = rng.normal(0.4, 1.0, 30)
+    assert sign_flip(a, np.zeros(30)) == pytest.approx(paired_t_p(a, np.zeros(30)), abs=0.01)
+
+
+def test_pairs_without_spread():
+    assert paired_t([1.0], [0.5]) == (0.5, -np.inf, np.inf) and paired_t_p([1.0], [0.5]) == 1.0
+    assert paired_t_p([1.0, 2.0], [1.0, 2.0]) == 1.0 and paired_t_p([1.0, 2.0], [0.5, 1.5]) == 0.0
+    assert sign_flip([1.0] * 5, [0.0] * 5) == 0.0625  # the least that five pairs can give
+    with pytest.raises(ValueError, match="two values per item"):
+        paired_t([1.0], [1.0, 2.0])

@@ -16,16 +16,20 @@ from tacit.core.runtime import Runtime
 
 
 def environment(runtime: Runtime) -> dict[str, Any]:
+    """That of a run: the machine, and how the run uses it."""
+    device = {"device": torch.cuda.get_device_name(runtime.device)} if runtime.device.type == "cuda" else {}
+    return machine() | device | {"processes": runtime.world_size, "precision": runtime.precision}
+
+
+def machine() -> dict[str, Any]:
     return {
         "tacit": __version__,
         "commit": commit(),
         "python": platform.python_version(),
         **{package: version(package) for package in ("torch", "transformers", "numpy")},
-        "device": torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else processor(),
+        "device": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "processes": runtime.world_size,
-        "precision": runtime.precision,
     }
 
 

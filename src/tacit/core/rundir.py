@@ -41,7 +41,7 @@ class RunDirectory:
         self.path, self.resume = Path(path), resume
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = _Lock(self.path)
+            self._lock = Lock(self.path)
         except (FileExistsError, NotADirectoryError) as error:
             raise RunDirectoryError(f"{self.path} cannot be an output folder: a file is in the way; choose another output") from error
         except OSError as error:
@@ -82,7 +82,7 @@ class RunDirectory:
 
     def write_json(self, name: str, content: Any) -> Path:
         """Writes `content` to the file `name`, whole or not at all. Non-finite numbers become null."""
-        write_atomic(path := self.path / name, json.dumps(_finite(content), indent=2) + "\n")
+        write_json(path := self.path / name, content)
         return path
 
     def close(self) -> None:
@@ -124,6 +124,11 @@ class JsonLines:
         lines = self.path.read_bytes().splitlines(keepends=True)
         whole = [line for line in lines if line.endswith(b"\n") and (record := _parsed(line)) and record["step"] <= step]
         write_atomic(self.path, b"".join(whole))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes `content` as JSON, whole or not at all. Non-finite numbers become null. Raises RunDirectoryError when it cannot be written."""
+    write_atomic(path, json.dumps(_finite(content), indent=2) + "\n")
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -171,7 +176,7 @@ def _finite(value: Any) -> Any:
 _held: set[int] = set()  # descriptors of the locks of this process, for the fork hook below
 
 
-class _Lock:
+class Lock:
     """An exclusive flock, which the kernel releases when its owner dies. Processes forked from the owner do not hold on to it."""
 
     def __init__(self, folder: Path):
