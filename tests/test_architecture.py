@@ -26,7 +26,7 @@ FLOORS = [
     {"rl", "sft", "steering", "recommend", "retrieval", "routing"},
     {"report"},
     {"job", "processes"},
-    {"evaluation", "doctor"},
+    {"evaluation", "doctor", "export"},
     {"studies", "serving"},
     {"cli"},
     {"__main__"},

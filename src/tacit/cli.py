@@ -245,6 +245,24 @@ def sample(
             print(line)
 
 
+@app.command("export", epilog=EXIT_CODES)
+def export_run(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.", show_default=False)],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write.", show_default="RUN/export")] = None,
+    adapter: Annotated[bool, typer.Option("--adapter", help="The LoRA adapter alone, for peft.")] = False,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", show_default="that of the run")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is in the output folder.")] = False,
+) -> None:
+    """Write the policy of a run as a folder that transformers and vLLM load, with a model card."""
+    with errors_in_one_sentence():
+        from tacit.export import export
+        from tacit.mistakes import choice
+
+        if dtype not in (None, "float32", "bfloat16", "float16"):
+            raise ValueError(choice("--dtype", dtype, ["float32", "bfloat16", "float16"]))
+        print(f"Exported: {export(run, output, adapter=adapter, dtype=dtype, force=force)}")
+
+
 @app.command(epilog=EXIT_CODES)
 def study(
     name: Annotated[str, typer.Argument(metavar="NAME", help="grpo, stability.", show_default=False)],
