@@ -14,11 +14,12 @@ JOB = $(if $(wildcard $(DATA)/gsm8k/train.jsonl $(DATA)/gsm8k/train.jsonl.gz),gs
 
 READY = .venv/.ready
 TRL_READY = .venv-trl/.ready
+SITE_READY = .venv-docs/.ready
 BIN = .venv/bin
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow cover check format docs bench clean
+.PHONY: help demo test test-slow cover check format docs site bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +53,9 @@ format: $(READY) ## put code in its format, and repair what ruff can
 docs: $(READY) ## write the tables of docs/configuration.md from src/tacit/config.py
 	$(BIN)/python docs/write_configuration.py
 
+site: $(SITE_READY) ## build the documents and the API reference into site/; a broken link fails
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --quiet --strict
+
 bench: $(READY) $(TRL_READY) ## five seeds of sorting, decoding, and side by side with TRL 1.16 in .venv-trl; writes results/benchmarks/*.json
 	@mkdir -p results/benchmarks
 	@set -e; for name in sorting_seeds decode parity_trl vs_trl_step; do \
@@ -63,7 +67,7 @@ bench: $(READY) $(TRL_READY) ## five seeds of sorting, decoding, and side by sid
 	done
 
 clean: ## remove environments and caches; runs and results stay
-	rm -rf .venv .venv-trl build dist .coverage* .hypothesis .pytest_cache .ruff_cache
+	rm -rf .venv .venv-trl .venv-docs site build dist .coverage* .hypothesis .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # --- environments: made again when what they are made from changes ---
@@ -76,4 +80,9 @@ $(READY): pyproject.toml constraints.txt
 $(TRL_READY): benchmarks/requirements-trl.txt
 	test -x .venv-trl/bin/python || $(PYTHON) -m venv .venv-trl
 	.venv-trl/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements-trl.txt
+	@touch $@
+
+$(SITE_READY): docs/site/requirements.txt
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --disable-pip-version-check -r docs/site/requirements.txt
 	@touch $@
