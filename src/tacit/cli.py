@@ -25,7 +25,6 @@ app = typer.Typer(
     help="Train language models with verifiable rewards, and look at what came of it.",
     epilog=EXIT_CODES + " TACIT_DEBUG=1 shows the traceback of every error.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 

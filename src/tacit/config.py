@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tacit.mistakes import choice
 from tacit.recipe import ConfigError, Dumper, read
 
+GROUP_RELATIVE = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline")  # advantages that are 0 for a lone completion
+
 
 class Strict(BaseModel):
     """Unknown keys are errors, numbers are finite, and a validated config does not change."""
@@ -193,6 +195,17 @@ class RLConfig(RunConfig):
     algorithm: AlgorithmConfig = AlgorithmConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     components: list[ComponentConfig] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _can_learn(self) -> RLConfig:
+        advantage, buffer = self.algorithm.advantage, self.algorithm.filter.overlong_buffer
+        if self.sampling.group_size == 1 and advantage in GROUP_RELATIVE:
+            raise ValueError(
+                f"{advantage!r} compares the completions of a prompt: set sampling.group_size to 2 or more, or another algorithm.advantage"
+            )
+        if buffer > self.sampling.max_new_tokens:
+            raise ValueError(f"algorithm.filter.overlong_buffer ({buffer}) must be at most sampling.max_new_tokens ({self.sampling.max_new_tokens})")
+        return self
 
 
 class SFTConfig(RunConfig):
