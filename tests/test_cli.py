@@ -252,3 +252,15 @@ def test_help_loads_no_heavy_module() -> None:
     )
     done, _ = process(code=code)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_every_common_shell_gets_completion() -> None:
+    for shell in ("bash", "zsh", "fish"):
+        done, _ = process(
+            "--show-completion", code=f"import sys\nsys.argv[0] = 'tacit'\nfrom tacit.cli import app\napp(['--show-completion', '{shell}'])"
+        )
+        assert done.returncode == 0, done.stderr
+        assert "TACIT_COMPLETE" in done.stdout
+    environment = os.environ | {"PYTHONPATH": SOURCE, "_TACIT_COMPLETE": "complete_bash", "COMP_WORDS": "tacit tr", "COMP_CWORD": "1"}
+    code = "from tacit.cli import app\napp(prog_name='tacit')"
+    assert subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True).stdout.split() == ["train"]

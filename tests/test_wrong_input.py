@@ -193,3 +193,60 @@ def test_ctrl_c_in_each_phase(steps, wait_for):
         finished = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
         assert finished.returncode == 0, finished.stderr
         assert Path("run/result.json").exists()
+
+
+# What is wrong, as a user writes it on the command line -> words of the sentence that lead to the fix.
+MISTAKES = {
+    "sampling.group_sise=4": "did you mean 'sampling.group_size'?",
+    "algorithm.lr=0.1": "did you mean 'optimiser.lr'?",
+    "steps": "write key=value",
+    "steps=many": "'steps' must be a whole number",
+    "steps=0": "'steps' must be at least 1",
+    "optimiser.lr='1e-4 '": "'optimiser.lr' must be a number, not '1e-4 '",
+    "optimiser.lr=-1": "'optimiser.lr' must be more than 0",
+    "sampling.temperature=0": "'sampling.temperature' must be more than 0",
+    "sampling.stop=abc": "'sampling.stop' must be a list",
+    "sampling.stop=[a": "this is not valid YAML",
+    "sampling.group_size=1": "set sampling.group_size to 2 or more",
+    "algorithm.filter.overlong_buffer=5": "must be at most sampling.max_new_tokens (4)",
+    "algorithm.aggregation=token_mean": "did you mean 'token-mean'?",
+    "algorithm.advantage=gropo": "unknown advantage 'gropo': choose one of",
+    "algorithm.loss=clipp": "unknown loss 'clipp': choose one of",
+    "algorithm.advantage=mine.py:number": "is no function but of type int",
+    "components=[{name: pipoo}]": "write file.py:name or package.module:name",
+    "kind=ppo": "must be rl or sft",
+    "model.path=somewhere": "give either model.path or model.tiny, not both",
+    "model.tiny=null": "name the policy: model.path, model.tiny or init",
+    "model.tiny.heads=3": "must be an even multiple of heads (3)",
+    "model.tiny.kv_heads=3": "must be a multiple of kv_heads (3)",
+    "model.chat=true": "set model.chat: false",
+    "model.lora={target: nothing}": "its linear ones are down_proj",
+    "init=never": "holds no finished run",
+    "task.name=sortin": "did you mean 'sorting'?",
+    "task.options.max_lenght=4": "did you mean 'max_length'?",
+    "task={name: missing.jsonl}": "missing.jsonl",
+    "task={name: records.jsonl, columns: {prompt: question}}": "there is no column 'question', only prompt, answer",
+    "task={name: records.jsonl, columns: {prmpt: prompt}}": "task.columns maps prompt, answer, id",
+    "reward=mine.py:scor": "did you mean 'score'?",
+    "reward=mine.py:score": "write it as score(prompt, completion, answer)",
+    "runtime.device=gpu": "set runtime.device to auto or cpu",
+    "runtime.trackers=[mlflow]": "must be trackio, tensorboard or wandb",
+}
+
+
+@pytest.mark.parametrize("override", MISTAKES)
+def test_a_mistake_is_answered_by_one_sentence_that_names_the_fix(override):
+    Path("records.jsonl").write_text("\n".join(f'{{"prompt": "{i}:", "answer": "{i}"}}' for i in range(50)))
+    Path("mine.py").write_text("number = 1\n\n\ndef score(prompt):\n    return 1.0\n")
+    assert MISTAKES[override] in sentence(train(override))
+
+
+def test_a_recipe_that_was_mended_runs_in_the_same_folder():
+    assert "unknown advantage" in sentence(train("algorithm.advantage=gropo"))
+    assert train().exit_code == 0
+
+
+@pytest.mark.parametrize(("name", "package"), [("trackio", "trackio"), ("tensorboard", "tensorboard"), ("wandb", "wandb")])
+def test_a_tracker_that_is_not_installed(name, package, monkeypatch):
+    monkeypatch.setattr("tacit.core.trackers.PACKAGES", {name: (f"no_{package}_here",)})
+    assert "pip install 'tacit[trackers]'" in sentence(train(f"runtime.trackers=[{name}]"))

@@ -264,7 +264,11 @@ def add_lora(model: PreTrainedModel, config: LoraConfig) -> PreTrainedModel:
     from peft import get_peft_model
 
     settings = PeftLora(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=config.target, task_type="CAUSAL_LM")  # pyright: ignore[reportArgumentType]
-    return get_peft_model(model, settings)  # pyright: ignore[reportReturnType]
+    try:
+        return get_peft_model(model, settings)  # pyright: ignore[reportReturnType]
+    except ValueError as error:
+        known = sorted({name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)})
+        raise ValueError(f"model.lora.target {config.target!r} fits no module of this model; its linear ones are {', '.join(known)}") from error
 
 
 def _scatter(parts: list[Tensor], at: Tensor) -> Tensor:

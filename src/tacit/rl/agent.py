@@ -224,7 +224,10 @@ def bind_advantage(config: AlgorithmConfig) -> Any:
 
 def _named(name: str, known: Mapping[str, Any], kind: str) -> Any:
     if is_own_part(name):
-        return load_object(name, kind)
+        own = load_object(name, kind)
+        if not callable(own):
+            raise ValueError(f"{kind} {name!r} is no function but of type {type(own).__name__}")
+        return own
     if name not in known:
         raise ValueError(f"unknown {kind} {name!r}: choose one of {', '.join(sorted(known))}, or give your own as file.py:function")
     return known[name]
