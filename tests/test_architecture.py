@@ -26,7 +26,7 @@ FLOORS = [
     {"rl", "sft", "steering", "recommend", "retrieval", "routing"},
     {"report"},
     {"job", "processes"},
-    {"evaluation", "doctor", "export"},
+    {"evaluation", "doctor", "export", "replay"},
     {"studies", "serving"},
     {"cli"},
     {"__main__"},

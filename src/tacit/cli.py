@@ -55,12 +55,21 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in the output folder.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Build everything, take one small step, write nothing.")] = False,
+    replay_step: Annotated[
+        int | None, typer.Option(metavar="N", help="Learn from step N of the run again, from its dump, and compare. Writes nothing.")
+    ] = None,
 ) -> None:
     """Run a training job: reinforcement learning (kind: rl) or supervised fine-tuning (kind: sft)."""
     with errors_in_one_sentence():
         from tacit.config import load
 
         config = load(recipe, overrides or [])
+        if replay_step is not None:
+            from tacit import replay
+
+            for line in replay.lines(replay.replay(config, replay_step)):
+                print(line)
+            return
         reporter = make_reporter()
         try:
             from tacit.processes import companions

@@ -165,6 +165,16 @@ class CheckpointConfig(Strict):
     keep: int = Field(default=2, ge=1)
 
 
+class DumpConfig(Strict):
+    """Steps whose rollouts are written out, with the state before they were learnt from, for `tacit train RECIPE --replay-step N`."""
+
+    steps: list[int] = Field(default_factory=list, description="numbers of steps, as metrics.jsonl counts them: the first is 1")
+    every: int = Field(default=0, ge=0, description="steps between dumps; 0: only those of `steps`")
+
+    def wants(self, step: int) -> bool:
+        return step in self.steps or (self.every > 0 and step % self.every == 0)
+
+
 class RunConfig(Strict):
     """What every kind of run has."""
 
@@ -195,6 +205,7 @@ class RLConfig(RunConfig):
     algorithm: AlgorithmConfig = AlgorithmConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     components: list[ComponentConfig] = Field(default_factory=list)
+    dump: DumpConfig = DumpConfig()
 
     @model_validator(mode="after")
     def _can_learn(self) -> RLConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 import transformers
 
 from tacit.config import RLConfig, SFTConfig
+from tacit.core.checkpoint import CheckpointStore
 from tacit.core.environment import environment
 from tacit.core.fit import Fit
 from tacit.core.imports import load_object
@@ -36,7 +37,11 @@ from tacit.tasks.base import Task, resolve_task
 
 ONE_THREAD = 5_000_000  # parameters up to which a single CPU thread is the fastest: the products are too small to share
 SAMPLES_LOGGED = 16  # rollouts of a step that go to samples.jsonl
+DUMPS = "dumps"  # below the run, see config.DumpConfig
 PROBE_SEED = 2**31  # held-out completions are drawn apart from training ones, and with the same numbers before and after
+
+
+Dump = Callable[[dict[str, Any]], None]
 
 
 class Learner(Protocol):
@@ -45,8 +50,8 @@ class Learner(Protocol):
     @property
     def index(self) -> int: ...
 
-    def step(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """One step: metrics, and samples to log."""
+    def step(self, dump: Dump | None = None) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """One step: metrics, and samples to log. `dump` takes what the step learns from, where it learns from rollouts."""
         ...
 
     def sync(self) -> None:
@@ -155,8 +160,11 @@ class RLLearner:
     def index(self) -> int:
         return self.trainer.index
 
-    def step(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        step = self.trainer.step()
+    def step(self, dump: Dump | None = None) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        step = self.trainer.collect()
+        if dump is not None:
+            dump({"trainer": self.trainer.state_dict(), "step": step.state_dict()})
+        step = self.trainer.learn(step)
         assert step.pool is not None
         return step.metrics, samples_to_log(step.pool)
 
@@ -186,7 +194,7 @@ class SFTLearner:
     def index(self) -> int:
         return self.fit.index
 
-    def step(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    def step(self, dump: Dump | None = None) -> tuple[dict[str, float], list[dict[str, Any]]]:
         metrics = self.fit.step()
         self.policy.version += 1
         return metrics, []
@@ -229,13 +237,21 @@ def _run(config: RLConfig | SFTConfig, parts: Parts, folder: RunDirectory | None
         if folder is not None:
             folder.checkpoints.save(learner.index, state)
 
+    def dump(state: dict[str, Any]) -> None:
+        """Beside the checkpoints, of which only the newest stay."""
+        if folder is not None:
+            written = CheckpointStore(folder.path / DUMPS, keep=config.steps).save(learner.index + 1, state)
+            size = sum(file.stat().st_size for file in written.iterdir())
+            reporter.message(f"step {learner.index + 1}: {written} holds its rollouts and the state before it, {size / 2**20:.1f} MiB")
+
     if saved is None:
         save()
     reporter.phase("training", config.steps)
     told: set[str] = set()
     with stop_after_step(reporter) as stop:
         while learner.index < config.steps:
-            metrics, samples = learner.step()
+            wanted = isinstance(config, RLConfig) and config.dump.wants(learner.index + 1)
+            metrics, samples = learner.step(dump if wanted else None)
             done = learner.index
             if config.evaluation.every and done % config.evaluation.every == 0 and done < config.steps:
                 metrics |= parts.evaluate(config)[1]

@@ -110,6 +110,13 @@ class CheckpointStore:
             logger.warning("%s: damaged or unfinished checkpoint passed over: %s; %s", self.folder, ", ".join(damaged), instead)
         return found
 
+    def read(self, step: int) -> Any:
+        """The state saved at `step`. Raises CheckpointError when it is not there whole."""
+        try:
+            return _read(self.folder / f"step-{step:08d}")
+        except _Damaged as reason:
+            raise CheckpointError(f"{self.folder}: the checkpoint of step {step} cannot be read ({reason}); remove it") from reason
+
     def steps(self) -> list[int]:
         """Steps of the complete checkpoints, oldest first, judged by their markers."""
         return sorted({step for step, folder in self._newest_first() if (folder / MARKER).exists()})

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -71,3 +71,13 @@ class Step:
         """Keeps the first `groups` kept groups: a redraw may have brought more than the update asked for."""
         wanted = self.kept_groups[:groups]
         self.keeps = [k & torch.isin(b.group, wanted) for b, k in zip(self.batches, self.keeps, strict=True)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a collected step is learnt from."""
+        batches = [batch.state_dict() for batch in self.batches]
+        return {"index": self.index, "seed": self.seed, "rounds": self.rounds, "batches": batches, "keeps": self.keeps}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> Step:
+        batches = [RolloutBatch.from_state_dict(batch) for batch in state["batches"]]
+        return cls(state["index"], state["seed"], state["rounds"], batches, list(state["keeps"]))

@@ -1,4 +1,4 @@
-"""Trainer: the RL loop. `Trainer.step` is the whole algorithm, one line a stage."""
+"""Trainer: the RL loop. `Trainer.collect` and `Trainer.learn` are the whole algorithm, one line a stage."""
 
 from __future__ import annotations
 
@@ -67,6 +67,10 @@ class Trainer:
 
     def step(self) -> Step:
         """One RL step: sample → annotate → score → verify → credit → select → plan → update → observe."""
+        return self.learn(self.collect())
+
+    def collect(self) -> Step:
+        """The first three stages: what the step learns from."""
         step = Step(self.index, self.seed)
 
         while step.rounds == 0 or self.wants_more(step):  # once, unless a component's filter leaves groups missing
@@ -78,7 +82,10 @@ class Trainer:
                 fresh, keep = self.score(step, fresh, scores)
             step.add(fresh, keep)
         step.trim(self.prompts)
+        return step
 
+    def learn(self, step: Step) -> Step:
+        """The other six. A step that was collected before and kept can be learnt from again, from the state of then: see `tacit.replay`."""
         with step.timed("verify"):
             for agent in self.agents:
                 for component in agent.components:
