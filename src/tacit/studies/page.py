@@ -62,10 +62,11 @@ def claim(c: Mapping[str, Any]) -> str:
     difference = p = flip = "–"
     if "ci95" in found:
         low, high = found["ci95"]
-        difference = f"{found['mean_diff']:+.3f}<small>{bound(low)} to {bound(high)}</small>"
+        difference = f"{found['mean_diff']:+.3f}<br><small>{bound(low)} to {bound(high)}</small>"
         p, flip = f"{found['p_holm']:.2g}", "–" if found["p_sign_flip"] is None else f"{found['p_sign_flip']:.2g}"
     return (
-        f"<tr><th scope='row' class='text'>{escape(c['statement'])}<small>{escape(c['metric'])}: {escape(expected)}</small></th>"
+        f"<tr><th scope='row' class='text' style='white-space:normal'>{escape(c['statement'])}"
+        f"<small>{escape(c['metric'])}: {escape(expected)}</small></th>"
         f"<td>{pill(c['verdict'], TONES[c['verdict']])}</td><td>{difference}</td><td>{p}</td><td>{flip}</td><td>{found['n']}</td></tr>"
     )
 
@@ -81,6 +82,7 @@ def pill(word: str, tone: str) -> str:
 def seeds(result: Mapping[str, Any]) -> str:
     measured = result["measurements"]
     metrics = dict.fromkeys(m for arm in measured.values() for m in arm if m != "seeds")
+    metrics = [m for m in metrics if len({v for arm in measured.values() for v in arm.get(m, ())}) > 1]  # what is the same everywhere is no picture
     cards = [figure(m, "", dots({arm: found[m] for arm, found in measured.items() if m in found})) for m in metrics]
     return f"<p class='soft'>A dot for every seed, the mean, and its 95 % interval over seeds.</p><div class='grid'>{''.join(cards)}</div>"
 
