@@ -98,7 +98,7 @@ def unknown(key: Key, model: type[BaseModel]) -> str:
         return f"unknown key {name!r}; write it in nested sections, {name.replace('.', ': ')}"
     if near := get_close_matches(name, here.model_fields, n=1):
         return f"unknown key {dotted(key)!r}; did you mean {dotted((*key[:-1], near[0]))!r}?"
-    if elsewhere := [known for known in everywhere if known.split(".")[-1] == name]:
+    if elsewhere := [name] if name in everywhere else [known for known in everywhere if known.split(".")[-1] == name]:
         return f"unknown key {dotted(key)!r}; did you mean {' or '.join(map(repr, elsewhere))}?"
     return f"unknown key {dotted(key)!r}; the keys here are {', '.join(here.model_fields)}"
 
