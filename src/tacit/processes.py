@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import IO
 
+from tacit.core.processors import usable_processors
+
 PATIENCE = 20.0  # seconds for the others to end after this one, and for this one after one of them has failed
 
 
@@ -30,7 +32,7 @@ def companions(count: int, arguments: Sequence[str]) -> Iterator[None]:
     if count == 1 or "RANK" in os.environ:
         yield
         return
-    threads = str(max(1, (os.cpu_count() or 1) // count))
+    threads = str(max(1, usable_processors() // count))
     shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     mine = {"OMP_NUM_THREADS": threads, **os.environ, **shared, "RANK": "0", "LOCAL_RANK": "0"}
     before = dict(os.environ)

@@ -6,6 +6,7 @@ import logging
 import os
 
 from tacit.core.policy import Policy
+from tacit.core.processors import usable_processors
 from tacit.generation.decoder import Decoder
 from tacit.generation.native_decoder import NativeDecoder, unsuitable
 from tacit.generation.native_library import Unavailable
@@ -40,5 +41,4 @@ def usable_threads() -> int:
     """
     if asked := os.environ.get("OMP_NUM_THREADS", "").split(",")[0]:
         return max(1, int(asked)) if asked.isdigit() else 1
-    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, mine // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    return max(1, usable_processors() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

@@ -21,6 +21,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
+from tacit.core.processors import usable_processors
 from tacit.rewards.channel import receive, send
 
 LARGEST_ANSWER = 2**20  # bytes
@@ -101,7 +102,7 @@ class Pool:
     """
 
     def __init__(self, hire: Callable[[int], Worker], *, deadline: float, workers: int | None = None):
-        workers = min(8, os.cpu_count() or 1) if workers is None else workers
+        workers = min(8, usable_processors()) if workers is None else workers
         if deadline <= 0 or workers < 1:
             raise ValueError(f"a pool needs a deadline above 0 and at least one worker, not deadline={deadline}, workers={workers}")
         self.hire, self.deadline, self.workers = hire, deadline, workers

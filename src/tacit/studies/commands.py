@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +27,7 @@ def run_study(
 
     Returns the content of result.json.
     """
+    from tacit.core.processors import usable_processors
     from tacit.core.rundir import write_json
     from tacit.studies import runner
     from tacit.studies.page import write_page
@@ -62,7 +61,3 @@ def check(given: Sequence[object], there: Sequence[object], option: str, where: 
     for one in given:
         if one not in there:
             raise StudyError(choice(f"{option} of {where}", one, [str(name) for name in there]))
-
-
-def usable_processors() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
