@@ -119,8 +119,18 @@ def test_a_cell_that_fails_is_told_and_the_others_are_measured(study, invented, 
     why = {(m["arm"], m["seed"]): m["why"] for m in found["missing"]}
     assert set(why) == {("plain", 1), ("start", 2), ("plain", 2), ("method", 2)}
     assert why["plain", 1].startswith("ArithmeticError: no") and why["method", 2] == "start, seed 2, which it starts from, failed"
-    assert "ArithmeticError" in (tmp_path / "here" / "work" / "plain" / "seed-1" / "error.txt").read_text()
+    assert "ArithmeticError" in (tmp_path / "here" / "records" / "plain" / "seed-1.error.txt").read_text()
     assert found["claims"][0]["seeds"] == [0, 3]
+    assert without_times(study()) == without_times(study("whole"))  # what failed is tried again
+
+
+def test_a_recipe_that_failed_is_tried_again_in_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("tacit.studies.recipes.run", lambda *a, **k: 1 / 0)
+    options = {"processes": 0, "force": True, "seeds": [0], "arms": ["start"], "reporter": SilentReporter()}
+    failed = run_study("stability", "tiny", tmp_path, **options)
+    assert any("ZeroDivisionError" in missing["why"] for missing in failed["missing"])
+    monkeypatch.undo()
+    assert run_study("stability", "tiny", tmp_path, **options)["measurements"]["start"]["seeds"] == [0]
 
 
 def test_a_plan_that_does_not_fit_its_preset_is_refused_after_one_cell(study, monkeypatch, tmp_path):

@@ -196,9 +196,10 @@ def attempt(study: Study, plan: Plan, records: Records, cell: Cell) -> Outcome:
     try:
         return measure_cell(study, plan, records, cell)
     except Exception as error:  # noqa: BLE001 - told, and listed among what is missing
-        records.work(cell).mkdir(parents=True, exist_ok=True)
-        (records.work(cell) / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        return f"{type(error).__name__}: {error} (the traceback is in {records.work(cell) / 'error.txt'})"
+        log = records.path(cell).with_suffix(".error.txt")  # not in the cell's own folder: the next attempt goes on with what is there
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(traceback.format_exc(), encoding="utf-8")
+        return f"{type(error).__name__}: {error} (the traceback is in {log})"
 
 
 def serve(connection: Any, name: str, preset: str, folder: str) -> None:
