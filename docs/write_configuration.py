@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from tacit.config import RLConfig, RunConfig, SFTConfig
+from tacit.config import RLConfig, RunConfig, SFTConfig, WMSSConfig
 
 PAGE = Path(__file__).parent / "configuration.md"
 START, END = "<!-- the tables below are written by `make docs` -->", "<!-- end of the tables -->"
@@ -37,6 +37,7 @@ def tables() -> Iterator[str]:
         ("Every run", RunConfig, set(), set()),
         ("`kind: rl`", RLConfig, common, set()),
         ("`kind: sft`", SFTConfig, common, {"optimiser"}),
+        ("`kind: wmss`, beside those of `kind: sft`", WMSSConfig, common | set(SFTConfig.model_fields), set()),
     ]:
         yield from heading(f"## {title}", model)
         yield from table(model, "", skip, told)

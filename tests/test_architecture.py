@@ -25,6 +25,7 @@ FLOORS = [
     {"generation", "rewards", "tasks", "clients"},
     {"rl", "sft", "steering", "recommend", "retrieval", "routing"},
     {"report"},
+    {"learners"},
     {"job", "processes"},
     {"evaluation", "doctor", "export", "replay"},
     {"studies", "serving"},

@@ -228,7 +228,48 @@ class SFTConfig(RunConfig):
     packing: bool = Field(default=True, description="fill rows with several examples, attention kept apart")
     micro_batch_tokens: int | None = Field(default=None, ge=1, description="padded tokens per forward pass; default: 4096 on a CPU, 16384 elsewhere")
     max_new_tokens: int = Field(default=64, ge=1, description="for the evaluation by verifier")
+    logit_scale: float = Field(default=1.0, gt=0, description="factor on the logits in training, 1/temperature; below 1: WMSS's control D0")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the uniform distribution in the target")
+    neftune: float = Field(default=0.0, ge=0, description="NEFTune's alpha: noise on embeddings in training; 0: none")
     optimiser: OptimiserConfig = OptimiserConfig(lr=2e-3, warmup=20)
+
+
+class SelectionConfig(Strict):
+    """Which examples WMSS trains on: drawn with replacement, by the change of predictive entropy from the weak model to the strong."""
+
+    formula: Literal["v2", "v1", "code", "random", "none"] = Field(
+        default="v2", description="the paper's two versions, its code, as many at random as v2 would keep, or all"
+    )
+    alpha: float = Field(default=0.1, ge=0)
+    beta: float = Field(default=0.8, ge=0)
+    gamma: float = Field(default=0.1, ge=0)
+    multiplier: float = Field(default=1.0, gt=0, description="draws per example")
+    deduplicate: bool = Field(default=True, description="each example once, as the paper's v2 does and its code does not")
+    seed: int = Field(default=42, ge=0)
+
+
+class WMSSConfig(SFTConfig):
+    """WMSS: the policy (`init` or `model.path`) goes on training with its logits mixed with those of a weaker model, such as its own past."""
+
+    kind: Literal["wmss"] = "wmss"  # pyright: ignore[reportIncompatibleVariableOverride]
+    weak: str = Field(description="the weak model: folder of a finished run, folder of a model, or hub id")
+    lam: float = Field(default=0.5, ge=0, le=1, description="λ, the share of the strong model in the mixed logits")
+    frozen: bool = Field(default=False, description="the weak model does not train")
+    shuffle: bool = Field(default=False, description="a control: weak logits of wrong tokens change places at random")
+    clip: Literal["joint", "branch"] = Field(default="joint", description="max_grad_norm holds for both models' gradients together, or for each")
+    rounds: int = Field(default=1, ge=1, description="K; `steps` is shared out, and the next weak model is the strong one that the round began with")
+    examples: int = Field(default=4096, ge=1, description="size of the set to select from: the first of the task's stream")
+    selection: SelectionConfig = SelectionConfig()
+
+    @model_validator(mode="after")
+    def _rounds_fit(self) -> WMSSConfig:
+        if self.steps % self.rounds:
+            raise ValueError(f"steps ({self.steps}) must be a multiple of rounds ({self.rounds})")
+        if self.logit_scale != 1.0:
+            raise ValueError("logit_scale is for kind: sft; the mixed logits of kind: wmss are scaled by lam")
+        if self.runtime.processes > 1:
+            raise ValueError("kind: wmss trains two models in one process: set runtime.processes: 1")
+        return self
 
 
 class EvalConfig(Strict):
@@ -271,7 +312,7 @@ class EvalConfig(Strict):
         return self
 
 
-KINDS: dict[str, type[RLConfig] | type[SFTConfig]] = {"rl": RLConfig, "sft": SFTConfig}
+KINDS: dict[str, type[RLConfig] | type[SFTConfig]] = {"rl": RLConfig, "sft": SFTConfig, "wmss": WMSSConfig}
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RLConfig | SFTConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,9 @@ from typing import Any, Protocol
 import torch
 import transformers
 
-from tacit.config import RLConfig, SFTConfig
+from tacit.config import RLConfig, SFTConfig, WMSSConfig
 from tacit.core.checkpoint import CheckpointStore
 from tacit.core.environment import environment
-from tacit.core.fit import Fit
 from tacit.core.imports import load_object
 from tacit.core.policy import Policy, load_policy
 from tacit.core.progress import Reporter, SilentReporter
@@ -26,13 +25,13 @@ from tacit.core.rundir import RunDirectory
 from tacit.core.runtime import Runtime
 from tacit.generation.decoders import choose
 from tacit.generation.sampler import Sampler
+from tacit.learners import SFTLearner, WMSSLearner
 from tacit.rewards.base import RewardFunction, load_reward
 from tacit.rewards.evaluation import Evaluation, compare, evaluate
 from tacit.rl.agent import Agent
 from tacit.rl.component import Component
 from tacit.rl.health import alarms
 from tacit.rl.trainer import Trainer
-from tacit.sft.examples import CompletionLoss
 from tacit.tasks.base import Task, resolve_task
 
 ONE_THREAD = 5_000_000  # parameters up to which a single CPU thread is the fastest: the products are too small to share
@@ -45,7 +44,10 @@ Dump = Callable[[dict[str, Any]], None]
 
 
 class Learner(Protocol):
-    """What a job trains."""
+    """What a job trains. `notes` are told before it starts."""
+
+    @property
+    def notes(self) -> Sequence[str]: ...
 
     @property
     def index(self) -> int: ...
@@ -108,7 +110,11 @@ class Parts:
             self.mirror = self._policy(config)
         runtime.distribute(self.policy.scorer)
         self.decoder, self.decoding = choose(self.mirror, config.runtime.threads)
-        self.learner: Learner = RLLearner(config, self) if isinstance(config, RLConfig) else SFTLearner(config, self)
+        if isinstance(config, RLConfig):
+            self.learner: Learner = RLLearner(config, self)
+        else:
+            learner = WMSSLearner if isinstance(config, WMSSConfig) else SFTLearner
+            self.learner = learner(config, self.policy, self.mirror, self.task, self.prompts, runtime)  # pyright: ignore[reportArgumentType]
         limit = config.sampling.max_new_tokens if isinstance(config, RLConfig) else config.max_new_tokens
         stop = config.sampling.stop if isinstance(config, RLConfig) else []
         self.sampler = Sampler(self.decoder, self.mirror, max_new_tokens=limit, top_p=config.evaluation.top_p, stop=stop)
@@ -141,6 +147,8 @@ def suit_threads(policy: Policy) -> None:
 
 class RLLearner:
     """A Trainer with one agent."""
+
+    notes: tuple[str, ...] = ()
 
     def __init__(self, config: RLConfig, parts: Parts):
         components = [make_component(c.name, c.options) for c in config.components]
@@ -181,45 +189,13 @@ class RLLearner:
         self.trainer.load_state_dict(state)
 
 
-class SFTLearner:
-    """`core.fit` on a task's own solutions."""
-
-    def __init__(self, config: SFTConfig, parts: Parts):
-        self.policy, self.mirror, self.prompts = parts.policy, parts.mirror, parts.prompts
-        options = {"batch_size": config.batch_size, "seed": config.seed, "packing": config.packing}
-        self.job = CompletionLoss(parts.policy, parts.task, micro_batch_tokens=config.micro_batch_tokens, **options)
-        self.fit = Fit(self.job, config.optimiser, steps=config.steps, runtime=parts.runtime)
-
-    @property
-    def index(self) -> int:
-        return self.fit.index
-
-    def step(self, dump: Dump | None = None) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        metrics = self.fit.step()
-        self.policy.version += 1
-        return metrics, []
-
-    def heldout_metrics(self) -> dict[str, float]:
-        return {"eval/loss": self.job.heldout_loss(self.prompts)}
-
-    def sync(self) -> None:
-        if self.mirror is not self.policy:
-            self.mirror.load_state_dict(self.policy.state_dict())
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"policy": self.policy.state_dict(), "fit": self.fit.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.policy.load_state_dict(state["policy"])
-        self.fit.load_state_dict(state["fit"])
-
-
 def _run(config: RLConfig | SFTConfig, parts: Parts, folder: RunDirectory | None, reporter: Reporter, started: float) -> Outcome:
     runtime, learner = parts.runtime, parts.learner
     if folder is not None:
         folder.write_config(config.model_dump(mode="json"))
     runtime.log_config(config.model_dump(mode="json"))
-    reporter.message(parts.decoding)
+    for note in (parts.decoding, *parts.learner.notes):
+        reporter.message(note)
     saved = runtime.broadcast_object(folder.restore() if folder is not None else None)
 
     if saved is not None:
@@ -304,13 +280,14 @@ def _dry_run(config: RLConfig | SFTConfig, runtime: Runtime, reporter: Reporter)
         limits = {"prompts": 2, "group_size": 2, "max_new_tokens": min(8, config.sampling.max_new_tokens)}
         small["sampling"] = config.sampling.model_copy(update=limits)
     else:
-        small |= {"batch_size": 2, "max_new_tokens": min(8, config.max_new_tokens)}
+        small |= {"batch_size": 2, "max_new_tokens": min(8, config.max_new_tokens)} | ({"examples": 2} if isinstance(config, WMSSConfig) else {})
     config = config.model_copy(update=small)
     parts = Parts(config, runtime)
     count = sum(p.numel() for p in parts.policy.model.parameters())
     trained = sum(p.numel() for _, p in parts.policy.trainable())
     reporter.message(f"policy: {type(parts.policy.base_model).__name__}, {count:,} parameters, {trained:,} trained, on {runtime.device}")
-    reporter.message(parts.decoding)
+    for note in (parts.decoding, *parts.learner.notes):
+        reporter.message(note)
     metrics, _ = parts.learner.step()
     reporter.message(f"one small step took {metrics['time/step']:.2f} s; nothing was written")
     return Outcome({"parameters": count, "trained": trained, "metrics": metrics}, None)

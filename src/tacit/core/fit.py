@@ -38,11 +38,23 @@ class Job(Protocol[Micro]):
 class Fit:
     """Minimises the mean loss of `job`, one optimiser step per batch. Equal for any micro-batch split and number of ranks.
 
+    The gradient norm of each of `branches`, parts of the module by name, is logged; with `clip_branches` each is clipped for itself.
+
     Raises ValueError when a batch has nothing to learn from.
     """
 
-    def __init__(self, job: Job[Any], optimiser: OptimiserConfig, *, steps: int, runtime: Runtime | None = None):
+    def __init__(
+        self,
+        job: Job[Any],
+        optimiser: OptimiserConfig,
+        *,
+        steps: int,
+        runtime: Runtime | None = None,
+        branches: Mapping[str, nn.Module] | None = None,
+        clip_branches: bool = False,
+    ):
         self.job, self.runtime, self.max_grad_norm = job, runtime or Runtime(), optimiser.max_grad_norm
+        self.branches, self.clip_branches = dict(branches or {}), clip_branches
         named = [(name, p) for name, p in job.module().named_parameters() if p.requires_grad]
         self.params = [p for _, p in named]
         self.optimiser, self.scheduler = make_optimiser(named, optimiser, steps)
@@ -66,14 +78,23 @@ class Fit:
                     sums[name] = sums.get(name, 0.0) + float(torch.as_tensor(value).detach())
         self.runtime.reduce_gradients(self.params)
         lr = self.optimiser.param_groups[0]["lr"]
-        norm = clip_and_step(self.optimiser, self.scheduler, self.params, self.max_grad_norm)
+        norms = {name: self._norm(branch) for name, branch in self.branches.items()}
+        norm = clip_and_step(self.optimiser, self.scheduler, self.params, None if self.clip_branches else self.max_grad_norm)
         self.index += 1
         everyone = self.runtime.gather_objects(sums)
         names = {name: None for part in everyone for name in part}  # an ordered set
         means = {name: sum(part.get(name, 0.0) for part in everyone) / total for name in names}
         seconds = time.perf_counter() - start
         speed = {"time/step": seconds, "throughput/trained_tokens_per_second": total / seconds}
-        return means | {"optimiser/grad_norm": norm, "optimiser/lr": lr} | speed
+        return means | {"optimiser/grad_norm": norm, "optimiser/lr": lr} | {"optimiser/grad_norm" + "_" + name: n for name, n in norms.items()} | speed
+
+    def _norm(self, branch: nn.Module) -> float:
+        """Of a branch's gradients before clipping, which happens here where each branch is clipped for itself."""
+        trained = [p for p in branch.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+        if self.clip_branches and self.max_grad_norm is not None and bool(norm.isfinite()):
+            nn.utils.clip_grads_with_norm_(trained, self.max_grad_norm, norm)
+        return float(norm)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on, the weights aside: their owner saves them."""

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from tacit.core.layout import Layout, bundles, lay_out, lay_out_shared
 from tacit.core.logprobs import logits_logprobs, token_logprobs
+from tacit.core.mixedhead import Head
 from tacit.core.rollouts import Ragged
 
 logger = logging.getLogger("tacit")
@@ -63,6 +64,20 @@ class TokenScorer(nn.Module):
             packed = packed and self._can_pack(pad_id)
             layout = lay_out(prompts, completions, pad_id, int((prompts.lengths + completions.lengths).max()) if packed else None)
         return self._stats(layout, completions.values, temperature, entropy, hidden)
+
+    def head(self, prompts: Ragged, completions: Ragged, pad_id: int, *, packed: bool = False) -> Head:
+        """What predicts each completion token: its state and the weights it meets, or its logits, for losses that need more than its log-prob."""
+        packed = packed and self._can_pack(pad_id)
+        layout = lay_out(prompts, completions, pad_id, int((prompts.lengths + completions.lengths).max()) if packed else None)
+        device = next(self.model.parameters()).device
+        inputs = {name: tensor.to(device) for name, tensor in layout.inputs.items()}
+        if self._plain_head is None:
+            self._plain_head = self._head_is_plain(inputs["input_ids"][:1, :8])
+        at = layout.rows.to(device), layout.columns.to(device)
+        if not self._plain_head:
+            return Head(self.model(**inputs, use_cache=False).logits[at])
+        head: nn.Linear = self.model.get_output_embeddings()  # pyright: ignore[reportAssignmentType]
+        return Head(self._backbone(**inputs)[at], head.weight, head.bias)
 
     def _stats(self, layout: Layout, targets: Tensor, temperature: float = 1.0, entropy: bool = False, hidden: bool = False) -> TokenStats:
         device = next(self.model.parameters()).device

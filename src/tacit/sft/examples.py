@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from tacit.core.mixedhead import mixed_logprobs
 from tacit.core.policy import Policy
 from tacit.core.rollouts import Prompt, Ragged
 
@@ -35,16 +36,34 @@ class Examples:
         return Examples(self.prompts.select(index), self.completions.select(index))
 
 
+def smoothed(logp: Tensor, mean_logp: Tensor, epsilon: float) -> Tensor:
+    """Log-likelihood of the target mixed with the uniform distribution: (1-ε) log P(y) + ε mean log P. Source: Szegedy et al. 2016, section 7."""
+    return (1.0 - epsilon) * logp + epsilon * mean_logp
+
+
 class CompletionLoss:
     """A `core.fit` job: mean negative log-likelihood per completion token, its end-of-sequence token included, of a task's own solutions.
+
+    `logit_scale` λ trains softmax(λ z) (the control D0 of WMSS: a temperature of 1/λ); `label_smoothing` ε mixes the uniform distribution into the
+    target, as torch's cross-entropy does.
 
     Raises ValueError when the task has no solution for a prompt, or an example does not fit the model's context.
     """
 
     def __init__(
-        self, policy: Policy, task: SolvedTask, *, batch_size: int, seed: int = 0, micro_batch_tokens: int | None = None, packing: bool = True
+        self,
+        policy: Policy,
+        task: SolvedTask,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        micro_batch_tokens: int | None = None,
+        packing: bool = True,
+        logit_scale: float = 1.0,
+        label_smoothing: float = 0.0,
     ):
         self.policy, self.task = policy, task
+        self.logit_scale, self.label_smoothing = logit_scale, label_smoothing
         self.batch_size, self.seed, self.micro_batch_tokens, self.packing = batch_size, seed, micro_batch_tokens, packing
 
     def module(self) -> nn.Module:
@@ -64,7 +83,13 @@ class CompletionLoss:
         return float(len(micro.completions.values))
 
     def loss(self, micro: Examples) -> tuple[Tensor, dict[str, Tensor | float]]:
-        return -self.policy.score(micro.prompts, micro.completions, packed=self.packing).logp.sum(), {}
+        if not self.label_smoothing:
+            return -self.policy.score(micro.prompts, micro.completions, packed=self.packing, temperature=1.0 / self.logit_scale).logp.sum(), {}
+        self.policy.model.train()
+        with self.policy.autocast():
+            head = self.policy.scorer.head(micro.prompts, micro.completions, self.policy.pad_id, packed=self.packing)  # pyright: ignore[reportArgumentType]
+            stats = mixed_logprobs(head, None, micro.completions.values.to(head.hidden.device), self.logit_scale)
+        return -smoothed(stats.logp, stats.mean_logp, self.label_smoothing).sum(), {}
 
     def encode(self, prompts: Sequence[Prompt]) -> Examples:
         """Tokenised prompts with their solutions."""
