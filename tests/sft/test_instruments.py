@@ -38,5 +38,5 @@ def test_temperature_makes_an_over_sharp_model_calibrated():
 
 def test_accuracy_by_bin():
     assert instruments.accuracy_by_bin([1.0, 0.0, 1.0], ["hard", "easy", "hard"]) == {"hard": 1.0, "easy": 0.0}
-    with pytest.raises(ValueError, match="shorter|longer"):
+    with pytest.raises(ValueError, match=r"shorter|longer"):
         instruments.accuracy_by_bin([1.0], [])

@@ -86,7 +86,9 @@ class Fit:
         means = {name: sum(part.get(name, 0.0) for part in everyone) / total for name in names}
         seconds = time.perf_counter() - start
         speed = {"time/step": seconds, "throughput/trained_tokens_per_second": total / seconds}
-        return means | {"optimiser/grad_norm": norm, "optimiser/lr": lr} | {"optimiser/grad_norm" + "_" + name: n for name, n in norms.items()} | speed
+        return (
+            means | {"optimiser/grad_norm": norm, "optimiser/lr": lr} | {"optimiser/grad_norm" + "_" + name: n for name, n in norms.items()} | speed
+        )
 
     def _norm(self, branch: nn.Module) -> float:
         """Of a branch's gradients before clipping, which happens here where each branch is clipped for itself."""
