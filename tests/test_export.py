@@ -11,6 +11,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+from tacit import config, export
 from tacit.cli import app
 from tacit.config import RLConfig, SFTConfig
 from tacit.core.policy import load_tokenizer
@@ -54,8 +55,8 @@ def test_a_server_finds_all_that_it_needs(runs, tmp_path):
     tacit("export", runs / "rl", "-o", tmp_path / "out")
     there = {path.name for path in (tmp_path / "out").iterdir()}
     assert there >= {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "README.md"}
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["architectures"] == ["LlamaForCausalLM"] and config["dtype"] == "float32"
+    model = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert model["architectures"] == ["LlamaForCausalLM"] and model["dtype"] == "float32"
     generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert generation["temperature"] == 0.7 and generation["max_new_tokens"] == 5 and generation["eos_token_id"] is not None
 
@@ -98,6 +99,10 @@ def test_nothing_is_overwritten_unasked_and_nothing_half_done_is_left(runs, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["out"] and (out / "mine.txt").exists()
     assert tacit("export", runs / "rl", "-o", out, "--force").exit_code == 0
     assert not (out / "mine.txt").exists() and (out / "config.json").exists() and [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_every_kind_of_run_has_a_card():
+    assert set(export.KINDS) == set(config.KINDS)
 
 
 def test_what_is_no_finished_run_is_refused(runs, tmp_path):

@@ -207,6 +207,11 @@ class RLConfig(RunConfig):
     components: list[ComponentConfig] = Field(default_factory=list)
     dump: DumpConfig = DumpConfig()
 
+    @property
+    def completion_limit(self) -> int:
+        """Tokens of a completion, in training and in evaluation."""
+        return self.sampling.max_new_tokens
+
     @model_validator(mode="after")
     def _can_learn(self) -> RLConfig:
         advantage, buffer = self.algorithm.advantage, self.algorithm.filter.overlong_buffer
@@ -232,6 +237,11 @@ class SFTConfig(RunConfig):
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the uniform distribution in the target")
     neftune: float = Field(default=0.0, ge=0, description="NEFTune's alpha: noise on embeddings in training; 0: none")
     optimiser: OptimiserConfig = OptimiserConfig(lr=2e-3, warmup=20)
+
+    @property
+    def completion_limit(self) -> int:
+        """Tokens of a completion, in evaluation."""
+        return self.max_new_tokens
 
 
 class SelectionConfig(Strict):

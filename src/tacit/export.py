@@ -16,6 +16,11 @@ from tacit.config import RLConfig, SFTConfig, load
 from tacit.report.runs import read_run
 from tacit.report.verdict import estimate, shower, verdict
 
+KINDS = {  # tag on the hub, and what it is called in the card
+    "rl": ("reinforcement-learning", "Reinforcement learning with verifiable rewards"),
+    "sft": ("sft", "Supervised fine-tuning on the task's solutions"),
+    "wmss": ("sft", "Supervised training with the logits of a weak model mixed in (WMSS)"),
+}
 CARD, RECIPE, RESULT = "README.md", "recipe.yaml", "result.json"
 
 
@@ -83,9 +88,8 @@ def weights(policy: Path, to: Path, *, adapter: bool, dtype: str | None) -> None
 
 def generation_settings(there: Mapping[str, Any], config: RLConfig | SFTConfig) -> dict[str, Any]:
     """generation_config.json with the sampling of the recipe, so that a server draws as training drew."""
-    limit = config.sampling.max_new_tokens if isinstance(config, RLConfig) else config.max_new_tokens
     temperature = config.sampling.temperature if isinstance(config, RLConfig) else 1.0
-    return {**there, "do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0, "max_new_tokens": limit}
+    return {**there, "do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0, "max_new_tokens": config.completion_limit}
 
 
 # --- the model card ---
@@ -97,24 +101,22 @@ def card(run: Path, config: RLConfig | SFTConfig, *, adapter: bool, dtype: str |
     result = found.result or {}
     base = config.model.path
     about: dict[str, Any] = {"library_name": "peft" if adapter else "transformers", "pipeline_tag": "text-generation"}
-    about["tags"] = ["tacit", {"rl": "reinforcement-learning", "sft": "sft"}[config.kind]]
+    about["tags"] = ["tacit", KINDS[config.kind][0]]
     if base and re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists():
         about["base_model"] = base
     show = shower(found)
     rows = [f"| {name} | {interval(found, key, show)} |" for key, name in (("before", "before training"), ("after", "after training"))]
     rows += [f"| baseline: {name} | {show(value)} |" for name, value in (result.get("baselines") or {}).items()]
-    limit = config.sampling.max_new_tokens if isinstance(config, RLConfig) else config.max_new_tokens
     said = verdict(found)
-    what = "Reinforcement learning with verifiable rewards" if config.kind == "rl" else "Supervised fine-tuning on the task's solutions"
     start = f"from the run `{config.init}`" if config.init else f"from `{base}`" if base else "from random weights, a small model built from scratch"
     facts = {
-        "training": f"{what}, {config.steps:,} steps, {start}",
+        "training": f"{KINDS[config.kind][1]}, {config.steps:,} steps, {start}",
         "task": f"`{config.task.name}`" + (f" with options `{config.task.options}`" if config.task.options else ""),
         "reward": f"`{config.reward}`" if config.reward else "the task's own verifier",
         "seed": str(config.seed),
         "optimiser": f"AdamW, learning rate {config.optimiser.lr:g}, {config.optimiser.schedule}",
         "weights": "LoRA adapter" if adapter else f"whole{', the adapter merged' if config.model.lora else ''}, {dtype or config.model.dtype}",
-        "completions": f"up to {limit} tokens",
+        "completions": f"up to {config.completion_limit} tokens",
         **{name: str(value) for name, value in (result.get("environment") or {}).items() if value is not None},
     }
     return (

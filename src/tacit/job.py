@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from tacit.core.rundir import RunDirectory
 from tacit.core.runtime import Runtime
 from tacit.generation.decoders import choose
 from tacit.generation.sampler import Sampler
-from tacit.learners import SFTLearner, WMSSLearner
+from tacit.learners import Dump, SFTLearner, WMSSLearner
 from tacit.rewards.base import RewardFunction, load_reward
 from tacit.rewards.evaluation import Evaluation, compare, evaluate
 from tacit.rl.agent import Agent
@@ -38,9 +38,6 @@ ONE_THREAD = 5_000_000  # parameters up to which a single CPU thread is the fast
 SAMPLES_LOGGED = 16  # rollouts of a step that go to samples.jsonl
 DUMPS = "dumps"  # below the run, see config.DumpConfig
 PROBE_SEED = 2**31  # held-out completions are drawn apart from training ones, and with the same numbers before and after
-
-
-Dump = Callable[[dict[str, Any]], None]
 
 
 class Learner(Protocol):
@@ -115,9 +112,8 @@ class Parts:
         else:
             learner = WMSSLearner if isinstance(config, WMSSConfig) else SFTLearner
             self.learner = learner(config, self.policy, self.mirror, self.task, self.prompts, runtime)  # pyright: ignore[reportArgumentType]
-        limit = config.sampling.max_new_tokens if isinstance(config, RLConfig) else config.max_new_tokens
         stop = config.sampling.stop if isinstance(config, RLConfig) else []
-        self.sampler = Sampler(self.decoder, self.mirror, max_new_tokens=limit, top_p=config.evaluation.top_p, stop=stop)
+        self.sampler = Sampler(self.decoder, self.mirror, max_new_tokens=config.completion_limit, top_p=config.evaluation.top_p, stop=stop)
 
     def _policy(self, config: RLConfig | SFTConfig) -> Policy:
         folder = None

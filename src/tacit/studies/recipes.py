@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from tacit.config import KINDS, ModelConfig, RLConfig, SFTConfig
 from tacit.core.policy import load_policy
+from tacit.core.rundir import JsonLines
 from tacit.generation.decoders import decoder_for
 from tacit.generation.sampler import Sampler
 from tacit.job import run
@@ -30,7 +30,7 @@ def measure_recipe(arm: Arm, seed: int, folder: Path, start: Path | None) -> Mea
     """
     config = configured(arm.settings, seed, folder, start)
     result = run(config, resume=(folder / "config.yaml").exists()).result
-    metrics = read_metrics(folder / "metrics.jsonl")
+    metrics = list(JsonLines(folder / "metrics.jsonl").records())
     curves = {name: curve(metrics, name) for name in CURVES if any(name in line for line in metrics)}
     seen = [value for value in curves["eval/pass@1"][1] if value is not None]
     numbers = {
@@ -56,14 +56,9 @@ def greedy(config: RLConfig | SFTConfig, folder: Path) -> float:
     """Greedy accuracy of the trained policy on the held-out prompts: a gain that is only there in sampling is sharpening."""
     task = resolve_task(config.task)
     policy = load_policy(ModelConfig(), folder=folder / "policy")
-    limit = config.sampling.max_new_tokens if isinstance(config, RLConfig) else config.max_new_tokens
-    sampler = Sampler(decoder_for(policy), policy, max_new_tokens=limit)
+    sampler = Sampler(decoder_for(policy), policy, max_new_tokens=config.completion_limit)
     found = evaluate(sampler, task.heldout(config.evaluation.prompts), load_reward(config.reward, task), temperature=0.0, seed=GREEDY_SEED)
     return found.interval().mean
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def curve(metrics: Sequence[Mapping[str, Any]], name: str) -> tuple[list[int], list[float | None]]:
