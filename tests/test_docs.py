@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from tacit.cli import app
 from tacit.rl import advantages, losses
-from tacit.rl.health import THRESHOLDS
+from tacit.core.thresholds import THRESHOLDS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -128,7 +128,7 @@ def test_metric_thresholds_are_those_of_the_code() -> None:
     for name, limit in THRESHOLDS.items():
         numbers = [float(x) for x in re.findall(r"\d+(?:\.\d+)?", rows[name])]
         expected = {"0": [limit.high] if limit.high == 0 else [limit.low, limit.high], "≥": [limit.low]}["≥" if "≥" in rows[name] else "0"]
-        assert numbers == expected, f"{name}: metrics.md says {rows[name]!r}, rl/health.py says {expected}"
+        assert numbers == expected, f"{name}: metrics.md says {rows[name]!r}, core/thresholds.py says {expected}"
 
 
 def metrics_in(path: Path) -> Iterator[str]:

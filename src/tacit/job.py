@@ -30,7 +30,7 @@ from tacit.rewards.base import RewardFunction, load_reward
 from tacit.rewards.evaluation import Evaluation, compare, evaluate
 from tacit.rl.agent import Agent
 from tacit.rl.component import Component
-from tacit.rl.health import alarms
+from tacit.core.thresholds import alarms
 from tacit.rl.trainer import Trainer
 from tacit.tasks.base import Task, resolve_task
 

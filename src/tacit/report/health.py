@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from tacit.core.thresholds import THRESHOLDS
 from tacit.report.runs import Run
 
 NAMES = {
@@ -36,15 +37,11 @@ class Finding(NamedTuple):
 
 
 def thresholds() -> dict[str, tuple[float, float]]:
-    from tacit.rl.health import THRESHOLDS
-
     return {name: (threshold.low, threshold.high) for name, threshold in THRESHOLDS.items()}
 
 
 def findings(run: Run) -> list[Finding]:
     """What there is to say of the metrics that the run recorded, those that need attention first."""
-    from tacit.rl.health import THRESHOLDS
-
     found = []
     for metric, column in run.metrics.items():
         base = metric[max(0, metric.find("health/")) :]  # without the agent and the update it belongs to
