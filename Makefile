@@ -33,7 +33,8 @@ demo: $(READY) ## warm-start a small model, improve it with GRPO on real input, 
 test: $(READY) ## the fast suite: CPU, no network (under 6 minutes on 2 cores)
 	$(BIN)/python -m pytest -n $(WORKERS)
 
-test-slow: $(READY) ## the slow suite
+test-slow: $(READY) ## the slow suite; its browser tests need a chromium
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
 	$(BIN)/python -m pytest -n $(WORKERS) -m slow
 
 cover: $(READY) ## the fast suite with line coverage; fails below 90 % of core, rl and generation

@@ -97,7 +97,7 @@ def generation_settings(there: Mapping[str, Any], config: RLConfig | SFTConfig) 
 
 def card(run: Path, config: RLConfig | SFTConfig, *, adapter: bool, dtype: str | None) -> str:
     """README.md as the hub reads it. It says what the run recorded, and nothing else."""
-    found = read_run(run, run.name, most_samples=0)
+    found = read_run(run, run.name, most_text=0)
     result = found.result or {}
     base = config.model.path
     about: dict[str, Any] = {"library_name": "peft" if adapter else "transformers", "pipeline_tag": "text-generation"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,8 @@ from tacit.core.progress import Reporter, SilentReporter
 from tacit.core.rollouts import RolloutBatch
 from tacit.core.rundir import RunDirectory
 from tacit.core.runtime import Runtime
+from tacit.core.thresholds import alarms
+from tacit.core.tokentext import token_texts
 from tacit.generation.decoders import choose
 from tacit.generation.sampler import Sampler
 from tacit.learners import Dump, SFTLearner, WMSSLearner
@@ -30,7 +32,6 @@ from tacit.rewards.base import RewardFunction, load_reward
 from tacit.rewards.evaluation import Evaluation, compare, evaluate
 from tacit.rl.agent import Agent
 from tacit.rl.component import Component
-from tacit.core.thresholds import alarms
 from tacit.rl.trainer import Trainer
 from tacit.tasks.base import Task, resolve_task
 
@@ -170,7 +171,7 @@ class RLLearner:
             dump({"trainer": self.trainer.state_dict(), "step": step.state_dict()})
         step = self.trainer.learn(step)
         assert step.pool is not None
-        return step.metrics, samples_to_log(step.pool)
+        return step.metrics, samples_to_log(step.pool, self.agent.policy.decode)
 
     def sync(self) -> None:
         self.agent.sync()
@@ -301,11 +302,12 @@ def make_component(name: str, options: dict[str, Any]) -> Component:
     return component
 
 
-def samples_to_log(pool: RolloutBatch) -> list[dict[str, Any]]:
-    """The first rollouts of a step, as lines for samples.jsonl."""
+def samples_to_log(pool: RolloutBatch, decode: Callable[[list[int]], str]) -> list[dict[str, Any]]:
+    """The first rollouts of a step, as lines for samples.jsonl: `tokens` are the texts of the tokens as drawn, `logps` their log-probs then."""
     lines = []
     for row in range(min(SAMPLES_LOGGED, len(pool))):
         prompt, scored = pool.prompts[row], bool(pool.scored[row])
+        start, end = pool.offsets[row : row + 2].tolist()
         parts = {name.removeprefix("reward/"): float(column[row]) for name, column in pool.rows.items() if name.startswith("reward/")}
         lines.append(
             {
@@ -318,6 +320,8 @@ def samples_to_log(pool: RolloutBatch) -> list[dict[str, Any]]:
                 "advantage": float(pool.advantage[row]) if scored else None,
                 "failure": pool.failures[row],
                 "finished": bool(pool.finished[row]),
+                "tokens": token_texts(pool.token[start:end].tolist(), decode),
+                "logps": [round(logp, 4) for logp in pool.behaviour_logp[start:end].tolist()],
             }
         )
     return lines

@@ -9,12 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tacit.report.arms import Arm
 from tacit.report.curves import PLOTS, Plot, chart, charts, limits, other_charts, running_mean, thin, time_bars
 from tacit.report.runs import Run
 
 
-def run(name: str = "r", steps: int = 4, **metrics: list[float | None]) -> Run:
-    return Run(Path(name), name, steps=list(range(steps)), metrics={key.replace("__", "/"): column for key, column in metrics.items()})
+def run(name: str = "r", steps: int = 4, **metrics: list[float | None]) -> Arm:
+    """An arm of one run."""
+    return seeds(name, metrics, steps=steps)
+
+
+def seeds(name: str, *metrics: dict[str, list[float | None]], steps: int = 4) -> Arm:
+    named = [{key.replace("__", "/"): column for key, column in columns.items()} for columns in metrics]
+    return Arm(name, tuple(Run(Path(name), name, steps=list(range(steps)), metrics=columns) for columns in named))
 
 
 def plot(title: str) -> Plot:
@@ -68,6 +75,25 @@ def test_a_noisy_line_is_drawn_faint_and_again_as_its_running_mean() -> None:
     assert len(chart(plot("Reward and accuracy"), [run(reward__mean=[1.0] * 4)], {}).lines) == 1
 
 
+def test_several_seeds_are_a_line_in_a_band_from_the_lowest_to_the_highest() -> None:
+    [line] = chart(plot("Entropy"), [seeds("a", {"health__entropy": [1.0, 2.0, None, 4.0]}, {"health__entropy": [3.0, 1.0, None, None]})], {}).lines
+    assert (line["y"], line["low"], line["high"], line["band"]) == ([2.0, 1.5, None, 4.0], [1.0, 1.0, None, 4.0], [3.0, 2.0, None, 4.0], True)
+
+
+def test_a_noisy_line_over_seeds_is_smoothed_with_its_band_and_drawn_once() -> None:
+    low: list[float | None] = [float(n % 2) for n in range(40)]
+    high: list[float | None] = [float(n % 2) + 2 for n in range(40)]
+    [line] = chart(plot("Reward and accuracy"), [seeds("a", {"reward__mean": low}, {"reward__mean": high}, steps=40)], {}).lines
+    for part, middle in (("low", 0.5), ("y", 1.5), ("high", 2.5)):
+        assert all(abs(value - middle) <= 0.2 for value in line[part])
+
+
+def test_an_evaluation_over_seeds_is_points_with_the_seeds_extremes_not_the_intervals_of_each() -> None:
+    columns: dict[str, list[float | None]] = {"eval__pass@1": [0.2, None, None, 0.4], "eval__pass@1_low": [0.0] * 4, "eval__pass@1_high": [1.0] * 4}
+    [line] = chart(plot("Reward and accuracy"), [seeds("a", columns, columns | {"eval__pass@1": [0.3, None, None, 0.6]})], {}).lines
+    assert (line["x"], line["y"], line["low"], line["high"]) == ([0, 3], [0.25, 0.5], [0.2, 0.4], [0.3, 0.6])
+
+
 def test_only_charts_with_a_metric_are_made_and_thresholds_are_lines() -> None:
     made = charts(
         [run(health__entropy=[1.0] * 4, health__logp_gap=[1e-6] * 4)], {"health/entropy": (0.005, math.inf), "health/logp_gap": (0.0, 0.01)}
@@ -76,7 +102,7 @@ def test_only_charts_with_a_metric_are_made_and_thresholds_are_lines() -> None:
         ("Entropy", [{"y": 0.005, "label": "at least 0.005"}], False),
         ("|Δ log-prob|, trainer and sampler", [{"y": 0.01, "label": "at most 0.01"}], True),
     ]
-    assert charts([Run(Path("r"), "r")], {}) == []
+    assert charts([run()], {}) == []
 
 
 def test_bounds_a_curve_cannot_cross_are_no_lines() -> None:
@@ -134,4 +160,4 @@ def test_times_of_several_runs_are_a_bar_each() -> None:
 
 def test_stages_that_took_no_time_are_not_shown() -> None:
     assert time_bars([run(time__verify=[0.0] * 4)]) is None
-    assert time_bars([Run(Path("r"), "r")]) is None
+    assert time_bars([run()]) is None

@@ -1,12 +1,8 @@
-"""The page: parsed here, and drawn by a real browser where there is one."""
+"""The page, as a parser sees it; test_browser.py draws it."""
 
 from __future__ import annotations
 
 import json
-import os
-import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -19,6 +15,7 @@ import tacit.report.page
 from tacit.report import ReportError, verdicts, write_report
 from tacit.report.html import fill, in_script
 from tacit.report.page import plotly_source
+from tacit.report.runs import MOST_TEXT
 
 pytest.importorskip("plotly", reason="the page needs plotly: pip install 'tacit[report]'")
 
@@ -187,10 +184,29 @@ def test_texts_of_a_run_cannot_become_markup(make_run: Make, reports: Any, tmp_p
 
 
 def test_many_samples_are_capped_and_it_says_so(make_run: Make, tmp_path: Path) -> None:
-    samples = [{"step": step, "group": step, "prompt": "p", "completion": "c", "reward": 1.0} for step in range(100) for _ in range(10)]
+    samples = [{"step": step, "group": step, "prompt": "p" * 5000, "completion": "c", "reward": 1.0} for step in range(100) for _ in range(10)]
     made = page([make_run(samples=samples)], tmp_path)
-    assert "400 samples of 1,000 recorded; 600 were left out, whole groups evenly over the run. Right is" in made.words("samples")
-    assert len(made.data["runs"][0]["samples"]) == 400
+    kept = len(made.data["runs"][0]["samples"])
+    assert f"{kept:,} samples of 1,000 recorded; {1000 - kept:,} were left out, whole groups evenly over the run. Right is" in made.words("samples")
+    assert kept % 10 == 0 and 2_000_000 < len(json.dumps(made.data["runs"])) < MOST_TEXT
+
+
+def test_seeds_of_the_same_settings_are_one_arm(make_run: Make, reports: Any, tmp_path: Path) -> None:
+    runs = []
+    for seed in range(3):
+        for arm, lr, lift in (("low", 1e-4, 0.2), ("high", 1e-3, 0.3)):
+            config = reports.CONFIG.format(kind="rl", output=f"runs/{arm}-{seed}", steps=60, lr=lr).replace("seed: 0", f"seed: {seed}")
+            result = reports.rl_result(0.4, 0.4 + lift + 0.01 * seed)
+            runs.append(make_run(f"{arm}-{seed}", config=config, metrics=reports.rl_metrics(60, seed), result=result))
+    made = page(runs, tmp_path)
+    said = made.words("result")
+    assert "low sorting 3 60 61.0% 58.5% to 63.5%" in said.replace("40.0% 40.0% to 40.0% ", "")
+    assert "+10.0 points +10.0 to +10.0, paired over 3 seeds" in said
+    assert "Lines are means over seeds" in made.words("curves")
+    assert made.words("setup").startswith("Setup Settings that differ Setting low high optimiser.lr 0.0001 0.001 low-0, recipe")
+    assert {line["key"] for line in made.data["charts"]["main-0"]["lines"]} == {"low", "high"}
+    assert made.data["time"]["bars"][0]["x"] == ["low", "high"]
+    assert "The settings are equal, seeds aside." in page(runs[::2], tmp_path).words("setup")
 
 
 def test_a_long_run_stays_small(make_run: Make, reports: Any, tmp_path: Path) -> None:
@@ -233,34 +249,3 @@ def test_json_in_a_script_comes_back_as_it_was() -> None:
     text = in_script({"x": EVIL})
     assert not set("<>&\u2028") & set(text)
     assert json.loads(text) == {"x": EVIL}
-
-
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
-@pytest.mark.parametrize("number", [1, 2])
-def test_a_browser_draws_every_chart_and_lists_the_samples(make_run: Make, reports: Any, tmp_path: Path, number: int) -> None:
-    runs = [
-        make_run(name, metrics=reports.rl_metrics(60, seed), samples=[*reports.rl_samples(60), reports.sample(0, 9, 0) | {"prompt": EVIL}])
-        for seed, name in enumerate("ab"[:number])
-    ]
-    path = write_report(runs, tmp_path / "page.html")
-    dom, log = browse(path, tmp_path)
-    assert 'data-ready="yes"' in dom
-    assert "CONSOLE" not in log
-    drawn = len(re.findall(r'<div class="chart js-plotly-plot"', dom))
-    assert drawn == len(Page(path).data["charts"]) + 1
-    assert len(re.findall(r'<details class="sample">', dom)) == 25
-    assert "owned" not in dom.split("</title>")[0]
-
-
-def browse(path: Path, folder: Path) -> tuple[str, str]:
-    """The document after its scripts have run, and the browser's log."""
-    assert CHROMIUM is not None
-    quiet = ("gpu", "background-networking", "component-update", "sync")
-    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet)]
-    command += [f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr", "--virtual-time-budget=8000", "--dump-dom", path.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {"HOME": str(folder)})
-    return done.stdout, done.stderr

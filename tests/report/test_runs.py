@@ -82,24 +82,45 @@ def test_folders_that_are_no_runs_are_refused_in_a_sentence(tmp_path: Path) -> N
 
 def test_samples_are_capped_by_whole_groups_spread_over_the_run(make_run: Make) -> None:
     samples = [{"step": step, "group": step, "prompt": "p", "completion": str(n), "reward": 1.0} for step in range(50) for n in range(8)]
-    run = read_run(make_run(samples=samples), "r", most_samples=40)
+    folder = make_run(samples=samples)
+    size = len(json.dumps(read_run(folder, "r").samples[-1]))
+    run = read_run(folder, "r", most_text=40 * size)
     assert (run.samples_recorded, len(run.samples)) == (400, 40)
     steps = [sample["step"] for sample in run.samples]
     assert sorted(set(steps)) == [0, 12, 24, 37, 49]
     assert all(steps.count(step) == 8 for step in set(steps))
-    assert read_run(run.path, "r", most_samples=0).samples == []
+    assert read_run(run.path, "r", most_text=0).samples == []
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=40), st.integers(1, 60))
 def test_the_choice_of_groups_stays_within_the_cap_and_shows_the_end(sizes: list[int], most: int) -> None:
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
     groups = [list(range(start, start + size)) for start, size in zip(starts, sizes, strict=True)]
-    chosen = _spread(groups, most)
+    chosen = _spread(groups, dict.fromkeys(range(sum(sizes)), 1), most)
     assert 1 <= len(chosen) <= most
     assert len(set(chosen)) == len(chosen)
     assert groups[-1][0] in chosen
     if sum(sizes) <= most:
         assert chosen == list(range(sum(sizes)))
+
+
+def test_at_least_one_sample_is_shown_however_long() -> None:
+    assert _spread([[1, 2], [3, 4]], {1: 5, 2: 5, 3: 5, 4: 5}, 3) == [3]
+    assert _spread([[1, 2], [3, 4]], {1: 5, 2: 5, 3: 5, 4: 5}, 10) == [3, 4]
+
+
+def test_tokens_are_kept_as_lengths_and_log_probs(make_run: Make) -> None:
+    records = [
+        {"step": 0, "completion": "a𝄞 b", "tokens": ["a", "", "𝄞", " b", ""], "logps": [-0.126, -1, None, 0.0, -3.0]},
+        {"step": 0, "completion": "a", "tokens": ["a", "STOP"], "logps": [-1.0, -2.0]},
+        {"step": 0, "completion": "a", "tokens": ["a"], "logps": []},
+        {"step": 0, "completion": "a" * LONGEST_TEXT + "b", "tokens": ["a" * LONGEST_TEXT, "b"], "logps": [-1.0, -1.0]},
+    ]
+    first, second, odd, long = read_run(make_run(samples=records), "r").samples
+    assert (first["lengths"], first["logps"]) == ([1, 0, 2, 2, 0], [-0.13, -1.0, None, 0.0, -3.0])
+    assert "drawn" not in first
+    assert (second["lengths"], second["drawn"]) == ([1, 4], "aSTOP")
+    assert "lengths" not in odd and "lengths" not in long
 
 
 def test_a_sample_is_right_wrong_or_unscored_and_odd_fields_do_no_harm(make_run: Make) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tacit.report.runs import Run
+from tacit.report.arms import Arm, mean
 
 MOST_POINTS = 500  # of a line; longer ones are shown as means of equally many steps
 MOST_BARS = 60
@@ -96,33 +96,35 @@ class Chart:
     described: str = ""  # for those who cannot see it
 
 
-def charts(runs: Sequence[Run], thresholds: dict[str, tuple[float, float]]) -> list[Chart]:
-    """The charts of whatever these runs recorded. `thresholds`: metric -> (low, high)."""
-    return [chart(plot, runs, thresholds) for plot in PLOTS if any(metric in run.metrics for run in runs for metric in plot.metrics)]
+def charts(arms: Sequence[Arm], thresholds: dict[str, tuple[float, float]]) -> list[Chart]:
+    """The charts of whatever these arms recorded. `thresholds`: metric -> (low, high)."""
+    return [chart(plot, arms, thresholds) for plot in PLOTS if any(metric in arm.metrics for arm in arms for metric in plot.metrics)]
 
 
-def other_charts(runs: Sequence[Run]) -> tuple[list[Chart], int]:
+def other_charts(arms: Sequence[Arm]) -> tuple[list[Chart], int]:
     """Charts of metrics without a place in PLOTS, and how many were left out."""
     placed = {name for plot in PLOTS for metric in plot.metrics for name in (metric, f"{metric}_low", f"{metric}_high")}
-    names = sorted({name for run in runs for name in run.metrics} - placed)
+    names = sorted({name for arm in arms for name in arm.metrics} - placed)
     names = [name for name in names if not name.startswith("time/")]
-    return [chart(Plot(name, {name: name}), runs, {}) for name in names[:MOST_OTHER]], max(0, len(names) - MOST_OTHER)
+    return [chart(Plot(name, {name: name}), arms, {}) for name in names[:MOST_OTHER]], max(0, len(names) - MOST_OTHER)
 
 
-def chart(plot: Plot, runs: Sequence[Run], thresholds: dict[str, tuple[float, float]]) -> Chart:
-    """One run: a colour per metric. Several: a colour per run, the metrics told apart by style."""
+def chart(plot: Plot, arms: Sequence[Arm], thresholds: dict[str, tuple[float, float]]) -> Chart:
+    """One arm: a colour per metric. Several: a colour per arm, the metrics told apart by style."""
     drawn = Chart(plot.title, plot.note, log=plot.log)
-    here = [metric for metric in plot.metrics if any(metric in run.metrics for run in runs)]
-    styles = ["points" if metric in plot.points else "line" if n == 0 or len(runs) == 1 else "dashed" for n, metric in enumerate(here)]
-    for r, run in enumerate(runs):
+    here = [metric for metric in plot.metrics if any(metric in arm.metrics for arm in arms)]
+    styles = ["points" if metric in plot.points else "line" if n == 0 or len(arms) == 1 else "dashed" for n, metric in enumerate(here)]
+    for a, arm in enumerate(arms):
         for m, (metric, style) in enumerate(zip(here, styles, strict=True)):
-            if metric in run.metrics:
+            if metric in arm.metrics:
                 label = plot.metrics[metric]
-                key, colour = (label, m) if len(runs) == 1 else (run.name, r)
-                name = label if len(runs) == 1 else f"{run.name}, {label}" if len(here) > 1 else run.name
-                drawn.lines += lines(run, metric, name, key, colour, style, smooth=plot.smooth and style != "points")
-    if len(runs) == 1:
-        drawn.value = format(runs[0].last(here[0]), plot.form)
+                key, colour = (label, m) if len(arms) == 1 else (arm.name, a)
+                name = label if len(arms) == 1 else f"{arm.name}, {label}" if len(here) > 1 else arm.name
+                drawn.lines += lines(
+                    arm, metric, {"name": name, "key": key, "colour": colour, "style": style}, smooth=plot.smooth and style != "points"
+                )
+    if len(arms) == 1:
+        drawn.value = format(arms[0].last(here[0]), plot.form)
         drawn.main = plot.metrics[here[0]] if len(here) > 1 else ""
     elif len(here) > 1:
         drawn.note = " · ".join(f"{MARKS[style]} {plot.metrics[metric]}" for metric, style in zip(here, styles, strict=True))
@@ -131,18 +133,28 @@ def chart(plot: Plot, runs: Sequence[Run], thresholds: dict[str, tuple[float, fl
     return drawn
 
 
-def lines(run: Run, metric: str, name: str, key: str, colour: int, style: str, *, smooth: bool) -> list[dict[str, Any]]:
-    """The line of a metric; a noisy one twice, faint as it is and strong as its running mean."""
-    columns = {"y": metric, "low": f"{metric}_low", "high": f"{metric}_high"} if style == "points" else {"y": metric}
-    at = [n for n, value in enumerate(run.metrics[metric]) if style != "points" or value is not None]
-    line: dict[str, Any] = {"name": name, "key": key, "colour": colour, "style": style}
+def lines(arm: Arm, metric: str, line: dict[str, Any], *, smooth: bool) -> list[dict[str, Any]]:
+    """The line of a metric, over several seeds in a band from the lowest to the highest. A noisy one of one run is drawn twice: faint as it is, and
+    strong as its running mean.
+    """
+    steps, columns = arm.course(metric)
+    if line["style"] != "points" and len(arm.runs) == 1:
+        columns = {"y": columns["y"]}
+    at = [n for n, value in enumerate(columns["y"]) if line["style"] != "points" or value is not None]
     for part, column in columns.items():
-        if column in run.metrics:
-            line["x"], line[part] = thin([run.steps[n] for n in at], [run.metrics[column][n] for n in at])
-    x, y = line["x"], line["y"]
-    if not smooth or len(x) < SMOOTH_FROM:
-        return [line]
-    return [line | {"style": "faint"}, line | {"y": running_mean(y, max(3, len(y) // 15))}]
+        line["x"], line[part] = thin([steps[n] for n in at], [column[n] for n in at])
+    if len(arm.runs) > 1:
+        line["band"] = True
+    if not smooth or len(line["x"]) < SMOOTH_FROM:
+        return [rounded(line, columns)]
+    width = max(3, len(line["x"]) // 15)
+    strong = line | {part: running_mean(line[part], width) for part in columns}
+    return [rounded(made, columns) for made in ([strong] if len(arm.runs) > 1 else [line | {"style": "faint"}, strong])]
+
+
+def rounded(line: dict[str, Any], parts: Iterable[str]) -> dict[str, Any]:
+    """To six digits: more cannot be seen, and fill the page."""
+    return line | {part: [None if value is None else float(f"{value:.6g}") for value in line[part]] for part in parts}
 
 
 def thin(x: Sequence[int], y: Sequence[float | None], most: int = MOST_POINTS) -> tuple[list[int], list[float | None]]:
@@ -158,11 +170,6 @@ def running_mean(y: Sequence[float | None], width: int) -> list[float | None]:
     """Centred means over `width` neighbours, fewer at the ends; a gap stays a gap."""
     half = width // 2
     return [None if value is None else mean(y[max(0, i - half) : i + half + 1]) for i, value in enumerate(y)]
-
-
-def mean(values: Iterable[float | None]) -> float | None:
-    found = [value for value in values if value is not None]
-    return sum(found) / len(found) if found else None
 
 
 def limits(threshold: tuple[float, float] | None) -> list[dict[str, Any]]:
@@ -185,27 +192,27 @@ def describe(drawn: Chart, form: str) -> str:
 # --- where the time goes ---
 
 
-def stages(runs: Sequence[Run]) -> list[str]:
+def stages(arms: Sequence[Arm]) -> list[str]:
     """Stages that took any time, in the order they were recorded."""
-    names = dict.fromkeys(name for run in runs for name in run.metrics if name.startswith("time/") and name != "time/step")
-    return [name for name in names if any(run.mean(name) for run in runs)]
+    names = dict.fromkeys(name for arm in arms for name in arm.metrics if name.startswith("time/") and name != "time/step")
+    return [name for name in names if any(arm.mean(name) for arm in arms)]
 
 
-def time_bars(runs: Sequence[Run]) -> dict[str, Any] | None:
-    """Seconds of a step by stage: over the steps of one run, or one bar for each of several. Stages that take next to nothing are summed."""
-    names = stages(runs)
+def time_bars(arms: Sequence[Arm]) -> dict[str, Any] | None:
+    """Seconds of a step by stage: over the steps of one arm, or one bar for each of several. Stages that take next to nothing are summed."""
+    names = stages(arms)
     if not names:
         return None
-    means = {name: max(run.mean(name) or 0.0 for run in runs) for name in names}
+    means = {name: max(arm.mean(name) or 0.0 for arm in arms) for name in names}
     small = [name for name in names if means[name] < SMALL_STAGE * sum(means.values())]
     groups = {name.removeprefix("time/"): [name] for name in names if name not in small}
     groups |= {"other": small} if small else {}
     bars = []
     for n, (label, members) in enumerate(groups.items()):
-        if len(runs) == 1:
-            columns = [thin(runs[0].steps, runs[0].metrics[name], MOST_BARS) for name in members]
+        if len(arms) == 1:
+            columns = [thin(steps, course["y"], MOST_BARS) for steps, course in map(arms[0].course, members)]
             x, y = columns[0][0], [sum(value or 0.0 for value in values) for values in zip(*(column for _, column in columns), strict=True)]
         else:
-            x, y = [run.name for run in runs], [sum(run.mean(name) or 0.0 for name in members) for run in runs]
+            x, y = [arm.name for arm in arms], [sum(arm.mean(name) or 0.0 for name in members) for arm in arms]
         bars.append({"name": label, "x": x, "y": y, "colour": BAR_COLOURS[n % len(BAR_COLOURS)] if label != "other" else OTHER_COLOUR})
-    return {"bars": bars, "horizontal": len(runs) > 1}
+    return {"bars": bars, "horizontal": len(arms) > 1}

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from tacit.report import curves, health
+from tacit.report.arms import Arm, arms, settings_that_differ
+from tacit.report.comparison import comparison
 from tacit.report.html import absent, asset, document, in_script, table, text
-from tacit.report.runs import ReportError, Run, examples, read_runs
-from tacit.report.summary import header, result
+from tacit.report.runs import ReportError, Run, examples, flat, read_runs
+from tacit.report.summary import header, intervals, tiles, verdict_card
 from tacit.report.verdict import verdict
 
 
@@ -27,9 +28,7 @@ def write_report(run_dirs: Sequence[Path], output: Path) -> Path:
 
 def verdicts(run_dirs: Sequence[Path]) -> list[str]:
     """One line a run: what it achieved."""
-    return [
-        f"{run.name}: {said.headline}. {said.sentence}" for run in read_runs([Path(p) for p in run_dirs], most_samples=0) for said in [verdict(run)]
-    ]
+    return [f"{run.name}: {said.headline}. {said.sentence}" for run in read_runs([Path(p) for p in run_dirs], most_text=0) for said in [verdict(run)]]
 
 
 def plotly_source() -> str:
@@ -42,15 +41,16 @@ def plotly_source() -> str:
 
 def page(runs: Sequence[Run], plotly: str) -> str:
     """The whole document. `plotly` is the source of plotly.js."""
-    charts, (others, left_out) = curves.charts(runs, health.thresholds()), curves.other_charts(runs)
-    time = curves.time_bars(runs)
+    compared = arms(runs)
+    charts, (others, left_out) = curves.charts(compared, health.thresholds()), curves.other_charts(compared)
+    time = curves.time_bars(compared)
     sections = [
-        ("result", "Result", result(runs)),
-        ("curves", "Curves", chart_cards(charts, "main") + other_cards(others, left_out) or absent(NO_METRICS)),
+        ("result", "Result", result(runs, compared)),
+        ("curves", "Curves", curve_cards(charts, others, left_out, compared)),
         ("time", "Time", chart_card("time", curves.Chart("Seconds of a step, by stage")) if time else absent("No stage times were recorded.")),
         ("health", "Health", health_tables(runs)),
         ("samples", "Samples", samples(runs)),
-        ("setup", "Setup", setup(runs)),
+        ("setup", "Setup", setup(runs, compared)),
     ]
     data = {
         "charts": {f"main-{n}": asdict(chart) for n, chart in enumerate(charts)},
@@ -64,9 +64,28 @@ def page(runs: Sequence[Run], plotly: str) -> str:
     return document(", ".join(run.name for run in runs), header(runs), sections, scripts)
 
 
+# --- result ---
+
+
+def result(runs: Sequence[Run], compared: Sequence[Arm]) -> str:
+    """What could not be read, then the verdict on one run or the comparison of the arms of several."""
+    notes = [f"{run.name}: {note}" if len(runs) > 1 else note for run in runs for note in run.notes]
+    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    top = f"<ul class='notes' aria-label='What could not be read'>{items}</ul>" if items else ""
+    return top + (comparison(compared) + intervals(compared) if len(runs) > 1 else verdict_card(runs[0]) + tiles(runs[0]))
+
+
 # --- charts: the script draws into these cards ---
 
 NO_METRICS = "No metrics were recorded: metrics.jsonl is missing or empty."
+
+
+def curve_cards(charts: Sequence[curves.Chart], others: Sequence[curves.Chart], left_out: int, compared: Sequence[Arm]) -> str:
+    if not charts and not others:
+        return absent(NO_METRICS)
+    about = "Lines are means over seeds, and their bands reach from the lowest seed to the highest."
+    several = any(len(arm.runs) > 1 for arm in compared)
+    return f"<p class='soft'>{about}</p>" * several + chart_cards(charts, "main") + other_cards(others, left_out)
 
 
 def chart_cards(charts: Sequence[curves.Chart], prefix: str) -> str:
@@ -139,10 +158,10 @@ def samples(runs: Sequence[Run]) -> str:
 # --- setup ---
 
 
-def setup(runs: Sequence[Run]) -> str:
+def setup(runs: Sequence[Run], compared: Sequence[Arm]) -> str:
     """Recipe and environment of each run; open when there is only one."""
     several = len(runs) > 1
-    parts = [differences(runs)] if several else []
+    parts = [differences(compared)] if several else []
     for run in runs:
         recipe = f"<pre tabindex='0'>{escape(run.config_text)}</pre>" if run.config_text else "<p class='faint'>config.yaml is missing.</p>"
         for title, content in (("Recipe", recipe), ("Environment", environment(run))):
@@ -158,19 +177,10 @@ def environment(run: Run) -> str:
     return "<dl class='facts'>" + "".join(f"<dt>{escape(name)}</dt><dd>{text(value)}</dd>" for name, value in flat(entry).items()) + "</dl>"
 
 
-def differences(runs: Sequence[Run]) -> str:
-    """The settings in which the runs differ."""
-    settings = [flat(run.config) for run in runs]
-    names = [name for name in dict.fromkeys(n for s in settings for n in s) if any(s.get(name) != settings[0].get(name) for s in settings)]
-    if not names:
-        return absent("The settings are equal.")
-    rows = [f"<tr><th scope='row'>{escape(name)}</th>{''.join(f'<td class=text>{text(s.get(name))}</td>' for s in settings)}</tr>" for name in names]
-    return "<h3>Settings that differ</h3>" + table(["Setting", *(escape(run.name) for run in runs)], rows)
-
-
-def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as dotted names."""
-    found: dict[str, Any] = {}
-    for name, inner in value.items():
-        found |= flat(inner, f"{prefix}{name}.") if isinstance(inner, Mapping) and inner else {f"{prefix}{name}": inner}
-    return found
+def differences(compared: Sequence[Arm]) -> str:
+    """The settings in which the arms differ."""
+    found = settings_that_differ(compared)
+    if not found:
+        return absent("The settings are equal, seeds aside." if any(len(arm.runs) > 1 for arm in compared) else "The settings are equal.")
+    rows = [f"<tr><th scope='row'>{escape(name)}</th>{''.join(f'<td class=text>{text(value)}</td>' for value in found[name])}</tr>" for name in found]
+    return "<h3>Settings that differ</h3>" + table(["Setting", *(escape(arm.name) for arm in compared)], rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import yaml
 from tacit.recipe import Loader
 
 FILES = ("config.yaml", "metrics.jsonl", "samples.jsonl", "result.json")
-MOST_SAMPLES = 400  # on a page, over all its runs
+MOST_TEXT = 2_400_000  # characters of samples on a page, over all its runs
 LONGEST_TEXT = 6000  # characters of a prompt or completion
 
 
@@ -59,8 +59,8 @@ class Run:
         return value
 
 
-def read_runs(paths: Sequence[Path], most_samples: int = MOST_SAMPLES) -> list[Run]:
-    """The runs, `most_samples` between them, under names that tell them apart. Raises ReportError when a folder is none of a run."""
+def read_runs(paths: Sequence[Path], most_text: int = MOST_TEXT) -> list[Run]:
+    """The runs under names that tell them apart, with samples of `most_text` characters between them. Raises ReportError for a folder of no run."""
     if not paths:
         raise ReportError("a report needs at least one run folder")
     for path in paths:
@@ -68,17 +68,17 @@ def read_runs(paths: Sequence[Path], most_samples: int = MOST_SAMPLES) -> list[R
             raise ReportError(f"{path}: there is no such folder; give the output folder of a run")
         if not any((path / name).exists() for name in FILES):
             raise ReportError(f"{path}: this is not a run, it holds none of {', '.join(FILES)}")
-    return [read_run(path, name, most_samples // len(paths)) for path, name in zip(paths, _names(paths), strict=True)]
+    return [read_run(path, name, most_text // len(paths)) for path, name in zip(paths, _names(paths), strict=True)]
 
 
-def read_run(path: Path, name: str, most_samples: int = MOST_SAMPLES) -> Run:
+def read_run(path: Path, name: str, most_text: int = MOST_TEXT) -> Run:
     run = Run(path, name)
     _read_config(run)
     _read_metrics(run)
-    if most_samples:
-        _read_samples(run, most_samples)
+    if most_text:
+        _read_samples(run, most_text)
     _read_result(run)
-    if most_samples:
+    if most_text:
         run.samples = [_sample(entry | {"step": max(run.steps, default=0), "role": "held out"}) for entry in examples(run)] + run.samples
     return run
 
@@ -119,31 +119,36 @@ def _read_metrics(run: Run) -> None:
     run.metrics = {name: column for name, column in run.metrics.items() if any(value is not None for value in column)}
 
 
-def _read_samples(run: Run, most: int) -> None:
+def _read_samples(run: Run, most_text: int) -> None:
     """Whole groups, evenly spread over the run, the first and the last among them."""
     groups: list[list[int]] = []  # line numbers of each group, which stand together
+    sizes: dict[int, int] = {}  # characters of a line, as far as the page shows them
     before: object = None
     for number, record in _records(run, "samples.jsonl"):
         here = (record["step"], record.get("group"))
         if here != before or record.get("group") is None:
             groups.append([])
         groups[-1].append(number)
+        sizes[number] = len(json.dumps(_sample(record)))
         before = here
-    run.samples_recorded = sum(map(len, groups))
-    chosen = set(_spread(groups, most))
+    run.samples_recorded = len(sizes)
+    chosen = set(_spread(groups, sizes, most_text))
     if chosen:
         run.samples = [_sample(record) for number, record in _records(run, "samples.jsonl", tell=False) if number in chosen]
 
 
-def _spread(groups: Sequence[Sequence[int]], most: int) -> list[int]:
-    """The members of as many groups, evenly spaced, as stay within `most`; at least one group, cut if need be."""
-    total = sum(map(len, groups))
+def _spread(groups: Sequence[Sequence[int]], sizes: Mapping[int, int], most: int) -> list[int]:
+    """The members of as many groups, evenly spaced, as stay within `most` by their sizes; at least one group, cut if need be."""
+    total = sum(sizes[number] for group in groups for number in group)
     count = len(groups) if total <= most else max(1, len(groups) * most // total)
     while True:
         picks = [groups[round(i * (len(groups) - 1) / max(1, count - 1))] for i in range(count)] if count > 1 else list(groups[-1:])
         members = [number for group in picks for number in group]
-        if len(members) <= most or count == 1:
-            return members[:most]
+        if sum(sizes[number] for number in members) <= most:
+            return members
+        if count == 1:
+            until = [sum(sizes[number] for number in members[: n + 1]) for n in range(len(members))]
+            return members[: max(1, sum(size <= most for size in until))]
         count -= 1
 
 
@@ -166,7 +171,22 @@ def _sample(record: dict[str, Any]) -> dict[str, Any]:
         "advantage": advantage,
         "failure": str(record.get("failure") or ""),
         "finished": record.get("finished") is not False,
-    }
+    } | _drawn(record)
+
+
+def _drawn(record: dict[str, Any]) -> dict[str, Any]:
+    """`logps` of the tokens as drawn and the `lengths` of their texts; `drawn` is the whole of them where it is not the completion."""
+    tokens, logps, completion = record.get("tokens"), record.get("logps"), record.get("completion")
+    if not (isinstance(tokens, list) and isinstance(logps, list) and isinstance(completion, str) and 0 < len(tokens) == len(logps)):
+        return {}
+    texts, logps = [text if isinstance(text, str) else "" for text in tokens], [finite(logp) for logp in logps]
+    drawn = "".join(texts)
+    if len(drawn) > LONGEST_TEXT:
+        return {}
+    lengths = [len(text.encode("utf-16-le", "surrogatepass")) // 2 for text in texts]  # as JavaScript counts
+    return {"lengths": lengths, "logps": [None if logp is None else round(logp, 2) for logp in logps]} | (
+        {} if drawn == completion else {"drawn": drawn}
+    )
 
 
 def _cut(text: Any) -> str:
@@ -225,3 +245,11 @@ def _parsed(line: str) -> dict[str, Any] | None:
 def finite(value: Any) -> float | None:
     """The number, or None for anything else."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted names."""
+    found: dict[str, Any] = {}
+    for name, inner in value.items():
+        found |= flat(inner, f"{prefix}{name}.") if isinstance(inner, Mapping) and inner else {f"{prefix}{name}": inner}
+    return found

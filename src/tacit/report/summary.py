@@ -7,9 +7,11 @@ from html import escape
 
 from tacit.core.progress import duration
 from tacit.report import health
-from tacit.report.html import ABSENT, table
+from tacit.report.arms import Arm, arms, over_seeds
 from tacit.report.runs import Run, finite
-from tacit.report.verdict import Estimate, baselines, estimate, is_fraction, shower, signed, verdict
+from tacit.report.verdict import Estimate, baselines, is_fraction, shower, verdict
+
+KINDS = {"rl": "reinforcement learning", "sft": "supervised fine-tuning", "wmss": "supervised fine-tuning with a weak past self"}
 
 
 def header(runs: Sequence[Run]) -> str:
@@ -23,7 +25,9 @@ def header(runs: Sequence[Run]) -> str:
 
 
 def kind(run: Run) -> str:
-    return {"rl": "reinforcement learning", "sft": "supervised fine-tuning"}.get(str(run.setting("kind")), "")
+    return {"rl": "reinforcement learning", "sft": "supervised fine-tuning", "wmss": "supervised fine-tuning with a weak past self"}.get(
+        str(run.setting("kind")), ""
+    )
 
 
 def task(run: Run) -> str:
@@ -40,22 +44,12 @@ def model(run: Run) -> str:
     return str(path or "")
 
 
-def result(runs: Sequence[Run]) -> str:
-    """What could not be read, then the verdict on one run or the comparison of several."""
-    notes = [f"{run.name}: {note}" if len(runs) > 1 else note for run in runs for note in run.notes]
-    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    top = f"<ul class='notes' aria-label='What could not be read'>{items}</ul>" if items else ""
-    if len(runs) > 1:
-        return top + comparison(runs) + intervals(runs)
-    return top + verdict_card(runs[0]) + tiles(runs[0])
-
-
 def verdict_card(run: Run) -> str:
     said = verdict(run)
     word = {"good": "improved", "bad": "got worse", "open": "inconclusive", "none": ""}[said.tone]
     pill = f"<span class='pill {said.tone}'>{word}</span>" if word else ""
     words = f"{pill}<p class='headline'>{escape(said.headline)}</p><p class='sentence'>{escape(said.sentence)}</p>"
-    return f"<div class='card verdict {said.tone}'><div>{words}</div>{intervals([run])}</div>"
+    return f"<div class='card verdict {said.tone}'><div>{words}</div>{intervals(arms([run]))}</div>"
 
 
 def tiles(run: Run) -> str:
@@ -89,20 +83,22 @@ def seconds_of(run: Run) -> float | None:
     return sum(steps) if steps else None
 
 
-def intervals(runs: Sequence[Run]) -> str:
+def intervals(compared: Sequence[Arm]) -> str:
     """Estimates with their intervals on one common axis: before, after, baselines."""
     rows: dict[str, tuple[Estimate, str, str]] = {}  # label -> (estimate, its text, style)
-    for n, run in enumerate(runs):
-        show, place, style = shower(run), f"{run.name}, " if len(runs) > 1 else "", f"run{n % 8} " if len(runs) > 1 else ""
+    runs = [run for arm in compared for run in arm.runs]
+    shares = all(map(is_fraction, runs))
+    for n, arm in enumerate(compared):
+        show, place, style = shower(arm.runs[0]), f"{arm.name}, " if len(compared) > 1 else "", f"run{n % 8} " if len(compared) > 1 else ""
         for name in ("before", "after"):
-            if (found := estimate(run, name)) is not None:
-                rows[place + name] = (found, show(found.mean), style + name)
+            if (found := over_seeds(arm, name)) is not None:
+                rows[place + name] = (clipped(found) if shares else found, show(found.mean), style + name)
     for run in runs:
         rows |= {f"{name} baseline": (Estimate(value), shower(run)(value), "baseline") for name, value in baselines(run).items()}
     if not rows:
         return ""
     ends = [x for found, _, _ in rows.values() for x in (found.mean, *(found.interval or ()))]
-    low, high = min(0.0, *ends) if all(map(is_fraction, runs)) else min(ends), max(ends)
+    low, high = min(0.0, *ends) if shares else min(ends), max(ends)
     span = 1.04 * (high - low) or 1.0
 
     def track(found: Estimate) -> str:
@@ -119,26 +115,6 @@ def intervals(runs: Sequence[Run]) -> str:
     return f"<ul class='intervals{' card' * (len(runs) > 1)}' aria-label='Estimates with 95% intervals'>{''.join(items)}</ul>"
 
 
-def comparison(runs: Sequence[Run]) -> str:
-    """A row for each run."""
-    rows = []
-    for n, run in enumerate(runs):
-        before, after, gain = (estimate(run, name) for name in ("before", "after", "gain"))
-        reward, seconds = run.last("reward/mean"), seconds_of(run)
-        cells = [
-            escape(task(run)),
-            f"{run.trained:,}",
-            shower(run)(before.mean) if before else "",
-            shower(run)(after.mean) if after else "",
-            gain_cell(run, gain) if gain else "",
-            "" if reward is None else f"{reward:.3f}",
-            "" if seconds is None else duration(seconds),
-        ]
-        name = f"<th scope='row'><i class='swatch run{n % 8}'></i>{escape(run.name)}</th>"
-        rows.append(f"<tr>{name}{''.join(f'<td>{cell or ABSENT}</td>' for cell in cells)}</tr>")
-    return table(["Run", "Task", "Steps", "Before", "After", "Gain", "Last reward", "Time"], rows)
-
-
-def gain_cell(run: Run, gain: Estimate) -> str:
-    span = " <small>{} to {}</small>".format(*(signed(run, x) for x in gain.interval)) if gain.interval else ""
-    return f"<span class='{verdict(run).tone}'>{signed(run, gain.mean, unit=True)}</span>{span}"
+def clipped(found: Estimate) -> Estimate:
+    """The interval of a share over a few seeds can reach beyond what a share can be."""
+    return found if found.interval is None else Estimate(found.mean, (max(0.0, found.interval[0]), min(1.0, found.interval[1])))
