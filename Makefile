@@ -59,7 +59,8 @@ site: $(SITE_READY) ## build the documents and the API reference into site/; a b
 
 bench: $(READY) $(TRL_READY) ## five seeds of sorting, decoding, and side by side with TRL 1.16 in .venv-trl; writes results/benchmarks/*.json
 	@mkdir -p results/benchmarks
-	@set -e; for name in sorting_seeds decode parity_trl vs_trl_step; do \
+	$(BIN)/python benchmarks/vs_trl.py
+	@set -e; for name in sorting_seeds decode parity_trl; do \
 		echo "bench: $$name"; \
 		python=.venv-trl/bin/python; case $$name in sorting_seeds|decode) python=$(BIN)/python;; esac; \
 		PYTHONPATH=src $$python benchmarks/$$name.py > results/benchmarks/$$name.json.part; \
