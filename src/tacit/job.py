@@ -17,7 +17,7 @@ import transformers
 from tacit.config import RLConfig, SFTConfig, WMSSConfig
 from tacit.core.checkpoint import CheckpointStore
 from tacit.core.environment import environment
-from tacit.core.imports import load_object
+from tacit.core.imports import is_own_part, load_object
 from tacit.core.policy import Policy, load_policy
 from tacit.core.progress import Reporter, SilentReporter
 from tacit.core.rollouts import RolloutBatch
@@ -28,10 +28,11 @@ from tacit.core.tokentext import token_texts
 from tacit.generation.decoders import choose
 from tacit.generation.sampler import Sampler
 from tacit.learners import Dump, SFTLearner, WMSSLearner
+from tacit.mistakes import choice
 from tacit.rewards.base import RewardFunction, load_reward
 from tacit.rewards.evaluation import Evaluation, compare, evaluate
 from tacit.rl.agent import Agent
-from tacit.rl.component import Component
+from tacit.rl.component import COMPONENTS, Component
 from tacit.rl.trainer import Trainer
 from tacit.tasks.base import Task, resolve_task
 
@@ -145,8 +146,6 @@ def suit_threads(policy: Policy) -> None:
 class RLLearner:
     """A Trainer with one agent."""
 
-    notes: tuple[str, ...] = ()
-
     def __init__(self, config: RLConfig, parts: Parts):
         components = [make_component(c.name, c.options) for c in config.components]
         self.agent = Agent(
@@ -160,6 +159,7 @@ class RLLearner:
             mirror=parts.mirror,
         )
         self.trainer = Trainer([self.agent], parts.task, parts.reward, seed=config.seed, runtime=parts.runtime)
+        self.notes = tuple(note for component in self.agent.components if (note := component.note(self.agent)))
 
     @property
     def index(self) -> int:
@@ -291,8 +291,10 @@ def _dry_run(config: RLConfig | SFTConfig, runtime: Runtime, reporter: Reporter)
 
 
 def make_component(name: str, options: dict[str, Any]) -> Component:
-    """The component that a recipe names as package.module:Class or file.py:Class."""
-    made = load_object(name, "component")
+    """The component that a recipe names: a registered one, package.module:Class or file.py:Class."""
+    if not is_own_part(name) and name not in COMPONENTS:
+        raise ValueError(choice("component", name, [*COMPONENTS, "file.py:Class"]))
+    made = load_object(COMPONENTS.get(name, name), "component")
     try:
         component = made(**options)
     except TypeError as error:

@@ -316,10 +316,11 @@ def lr_lambda(schedule: str, warmup: int, steps: int) -> Callable[[int], float]:
     return factor
 
 
-def clip_and_step(optimiser: torch.optim.Optimizer, scheduler: LambdaLR, params: Iterable[nn.Parameter], max_norm: float | None) -> float:
+def clip_and_step(optimiser: torch.optim.Optimizer, scheduler: LambdaLR | None, params: Iterable[nn.Parameter], max_norm: float | None) -> float:
     """One optimiser step with gradients scaled down to at most `max_norm` in all. Clears them and returns their norm before scaling.
 
-    When the norm is not finite nothing else happens: weights, moments and schedule stay as they are, and the caller counts it.
+    The step counts for the schedule, if one is given. When the norm is not finite nothing else happens: weights, moments and schedule stay as
+    they are, and the caller counts it.
     """
     params = list(params)
     gradients = [p.grad for p in params if p.grad is not None]
@@ -330,6 +331,7 @@ def clip_and_step(optimiser: torch.optim.Optimizer, scheduler: LambdaLR, params:
         if max_norm is not None:
             nn.utils.clip_grads_with_norm_(params, max_norm, norm)
         optimiser.step()
-        scheduler.step()
+        if scheduler is not None:
+            scheduler.step()
     optimiser.zero_grad()
     return size

@@ -45,7 +45,7 @@ class Agent:
         steps: int = 1,
         index: int = 0,
     ):
-        self.policy, self.index = policy, index
+        self.policy, self.index, self.steps = policy, index, steps
         self.mirror = mirror or policy
         self.algorithm = algorithm or AlgorithmConfig()
         self.sampling = sampling or SamplingConfig()

@@ -12,7 +12,13 @@ from tacit.core.rollouts import Prompt, RolloutBatch
 if TYPE_CHECKING:
     from tacit.rl.agent import Agent
     from tacit.rl.step import Step
+    from tacit.rl.trainer import Trainer
     from tacit.rl.update import Update
+
+COMPONENTS = {
+    "pipo": "tacit.rl.pipo:PIPO",
+    "rollback": "tacit.rl.rollback:Rollback",
+}  # the names a recipe may use, beside package.module:Class and file.py:Class
 
 
 class Component:
@@ -24,6 +30,14 @@ class Component:
 
     needs: frozenset[str] = frozenset()  # columns the annotate stage must fill: old_logp, ref_logp, entropy, hidden
     rounds: int = 1  # draws per step this component may ask for, through `keep`
+    ended: str = ""  # why training must stop: the job ends with the step after which this says something
+
+    def prepare(self, trainer: Trainer, agent: Agent) -> None:
+        """Called once, when the trainer is made: what it needs to know of the task, the run or its own place among the components."""
+
+    def note(self, agent: Agent) -> str:
+        """What to tell before training starts, such as what it costs; nothing: ''."""
+        return ""
 
     def sample(self, step: Step, agent: Agent, prompts: list[Prompt], groups: list[int], batch: RolloutBatch) -> RolloutBatch:
         """Which completions are drawn: `batch` is what the sampler and earlier components drew for these prompts."""

@@ -52,6 +52,11 @@ class Step:
         place = "" if agent.index == 0 and update.tag == "policy" else f"agent{agent.index}/{update.tag}/"
         self.metrics |= {place + name: value for name, value in metrics.items()}
 
+    def tell(self, agent: Agent, metrics: Mapping[str, float]) -> None:
+        """Takes in what a component reports; of any agent but the first it is named after the agent."""
+        place = "" if agent.index == 0 else f"agent{agent.index}/"
+        self.metrics |= {place + name: value for name, value in metrics.items()}
+
     @property
     def drawn(self) -> RolloutBatch:
         if self._drawn is None:

@@ -64,6 +64,9 @@ class Trainer:
             agent.require(needs)  # one pool has one set of columns
         self.index = 0  # steps done
         self.cursor = 0  # prompts taken from the stream
+        for agent in agents:
+            for component in agent.components:
+                component.prepare(self, agent)
 
     def step(self) -> Step:
         """One RL step: sample → annotate → score → verify → credit → select → plan → update → observe."""
@@ -111,9 +114,16 @@ class Trainer:
         self.index += 1
         return step
 
+    @property
+    def ended(self) -> str:
+        """Why a component wants training to stop; '' as long as none does."""
+        return next((c.ended for agent in self.agents for c in agent.components if c.ended), "")
+
     def steps(self, count: int) -> Iterator[Step]:
-        """Runs `count` steps, handing each out when it is done."""
+        """Runs `count` steps, or fewer when training has `ended`, handing each out when it is done."""
         for _ in range(count):
+            if self.ended:
+                return
             yield self.step()
 
     # --- the three stages that touch the model or the world; the others are the agent's and its components' ---

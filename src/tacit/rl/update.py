@@ -62,6 +62,7 @@ class Update:
     epochs: int = 1
     minibatch_rows: int | None = None
     shuffle: bool = True
+    scheduled: bool = True  # its optimiser steps count for the learning-rate schedule
     tag: str = "policy"
 
     @property
@@ -101,7 +102,7 @@ def run_update(agent: Agent, update: Update, index: int, runtime: Runtime, seed:
         if not len(minibatch):  # a gradient of 0 is still a step: moments decay, the schedule goes on
             for p in params:
                 p.grad = torch.zeros_like(p)
-        meter.add_step(clip_and_step(agent.optimiser, agent.scheduler, params, agent.optimiser_config.max_grad_norm))
+        meter.add_step(clip_and_step(agent.optimiser, agent.scheduler if update.scheduled else None, params, agent.optimiser_config.max_grad_norm))
         agent.policy.version += 1
     return meter.means(runtime)
 

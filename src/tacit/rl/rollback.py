@@ -1,0 +1,286 @@
+"""Verified rollback: a guard that takes updates back when a fixed set of probes shows that they did harm.
+
+Our own step beyond PIPO, which only pushes against a harmful update. Every few steps the policy answers the same probes with the same random
+numbers. Their rewards are compared with those of all its earlier answers by a test that holds its error over the whole run. On harm, weights and
+optimiser go back to the best snapshot, the learning rate is damped, and the run goes on with fresh rollouts.
+
+The test. For a pair of policies let d_i = (reward now - reward then) of probe i, in [-1, 1], and let harm mean that the probes' expected mean fell by
+more than `margin` m. Without harm Σ E[d_i + m] >= 0, the d_i are independent (each probe has random numbers of its own, and until the first rollback
+nothing that is trained depends on them), so that for any stake λ in [0, 1 / (1 + m))
+
+    E[Π_i (1 - λ (d_i + m))] = Π_i (1 - λ E[d_i + m]) <= exp(-λ Σ_i E[d_i + m]) <= 1,
+
+whatever the probes' difficulties and however single ones changed: an e-value, and so is a mean of them over stakes and over earlier policies. By
+Markov it exceeds 1 / a with a chance of at most a. Comparison t of a run spends the error a_t, with Σ a_t <= alpha: the chance that a run without
+harm has any rollback is at most alpha. After a rollback the past depends on the probes' luck: they get new random numbers, and a new alpha counts
+from there to the next. Source: testing by betting, Shafer (2021), and e-values, Vovk & Wang (2021); the construction is ours.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tacit.core.rollouts import Prompt, RolloutBatch
+from tacit.core.runtime import load_optimiser, whole
+from tacit.rl.component import Component
+from tacit.rl.probes import Probes
+
+if TYPE_CHECKING:
+    from tacit.rl.agent import Agent
+    from tacit.rl.step import Step
+    from tacit.rl.trainer import Trainer
+    from tacit.rl.update import Update
+
+logger = logging.getLogger("tacit")
+STAKES = np.geomspace(0.03, 0.9, 7)  # before division by 1 + margin
+
+
+def log_e_value(differences: NDArray[np.float64], margin: float = 0.0) -> float:
+    """log of the mean over stakes λ of Π_i (1 - λ (d_i + margin)), for d (P,) in [-1, 1]; what is not finite is left out.
+
+    Large when the differences are more negative than -margin. Raises ValueError for differences out of range.
+    """
+    d = differences[np.isfinite(differences)]
+    if len(d) and np.abs(d).max() > 1 + 1e-9:
+        raise ValueError(f"differences of rewards in [0, 1] lie in [-1, 1], not at {d[np.abs(d).argmax()]:g}")
+    values, counts = np.unique(d, return_counts=True)  # of 0/1 rewards there are three
+    logs = np.log1p(-np.outer(STAKES / (1 + margin), values + margin)) @ counts
+    return log_mean_exp(logs.astype(np.float64))
+
+
+def log_mean_exp(logs: Sequence[float] | NDArray[np.float64]) -> float:
+    top = float(np.max(logs))
+    return top + math.log(float(np.mean(np.exp(np.asarray(logs) - top))))
+
+
+def spent(alpha: float, comparison: int, planned: int) -> float:
+    """The error that comparison 1, 2, … may spend: half of alpha evenly over the `planned` ones, half as 1 / (t (t + 1)) without end."""
+    return alpha / 2 * ((comparison <= planned) / planned + 1 / (comparison * (comparison + 1)))
+
+
+class HarmTest:
+    """The sequential test: takes the probes' rewards (P,) in [0, 1] of one policy after another, and says when one is worse than those before.
+
+    `evidence` is log e - log(1 / a_t) of the last comparison: from 0 on it is harm.
+    """
+
+    def __init__(self, alpha: float, margin: float, planned: int):
+        self.alpha, self.margin, self.planned = alpha, margin, max(1, planned)
+        self.past: list[NDArray[np.float64]] = []
+        self.evidence = -math.inf
+
+    def harmed(self, scores: NDArray[np.float64]) -> bool:
+        if self.past:
+            log_e = log_mean_exp([log_e_value(scores - then, self.margin) for then in self.past])
+            self.evidence = log_e + math.log(spent(self.alpha, len(self.past), self.planned))
+        self.past.append(scores)
+        return self.evidence >= 0
+
+    def restart(self) -> None:
+        self.past.clear()
+        self.evidence = -math.inf
+
+
+@dataclass
+class Snapshot:
+    """A policy that answered the probes: what training changes of it (with LoRA the adapter), its optimiser, and how well it did."""
+
+    step: int
+    level: float
+    policy: dict[str, Tensor]
+    optimiser: dict[str, Any]
+
+    @property
+    def bytes(self) -> int:
+        return sum(t.nbytes for t in tensors_in([self.policy, self.optimiser]))
+
+
+def take(agent: Agent, step: int, level: float) -> Snapshot:
+    """A copy on the CPU. Collective where weights are sharded."""
+    return Snapshot(step, level, copied(agent.policy.state_dict()), copied(whole(agent.optimiser.state_dict())))
+
+
+def put_back(agent: Agent, snapshot: Snapshot, damping: float) -> None:
+    """Weights and moments of the snapshot, the learning rate times `damping`. Version and schedule go on.
+
+    The version must never come back: it tells rollouts of one policy from those of another.
+    """
+    agent.policy.load_state_dict(snapshot.policy)
+    load_optimiser(agent.optimiser, copied(snapshot.optimiser))
+    scheduler = agent.scheduler
+    scheduler.base_lrs = [damping * lr for lr in scheduler.base_lrs]
+    for group, base, factor in zip(agent.optimiser.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+        group["initial_lr"], group["lr"] = base, base * factor(scheduler.last_epoch)
+    agent.policy.version += 1
+
+
+def copied(state: Any) -> Any:
+    """Nested state whose tensors are copies on the CPU."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, Mapping):
+        return {key: copied(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(copied(value) for value in state)
+    return state
+
+
+def tensors_in(state: Any) -> list[Tensor]:
+    if isinstance(state, Tensor):
+        return [state]
+    parts = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
+    return [tensor for part in parts for tensor in tensors_in(part)]
+
+
+class Rollback(Component):
+    """Sample, verify, select, plan. Ends the run, with the best policy in place, when `most` rollbacks in a row have not helped.
+
+    probes       prompts of the fixed set, one completion each
+    every        steps between probings, and between snapshots
+    alpha        chance that a run without harm has any rollback
+    margin       a fall of the probes' mean that does not count as harm yet
+    keep         snapshots held: the newest ones, and always the best
+    damping      factor on the learning rate at each rollback, for good
+    most         rollbacks in a row; a rollback starts a new row when `keep` probings have passed without harm since the last one
+    low, high    the range of the reward
+    """
+
+    def __init__(
+        self,
+        probes: int = 256,
+        every: int = 5,
+        alpha: float = 0.05,
+        margin: float = 0.0,
+        keep: int = 4,
+        damping: float = 0.5,
+        most: int = 3,
+        low: float = 0.0,
+        high: float = 1.0,
+    ):
+        if probes < 1 or every < 1 or keep < 1 or most < 0:
+            raise ValueError(f"rollback needs probes, every and keep of at least 1 and most >= 0, not {probes}, {every}, {keep} and {most}")
+        if not (0 < alpha < 1 and 0 <= margin < 1 and 0 < damping <= 1 and low < high):
+            raise ValueError(
+                f"rollback needs 0 < alpha < 1, 0 <= margin < 1, 0 < damping <= 1 and low < high, not {alpha}, {margin}, {damping}, {low} and {high}"
+            )
+        self.keep_snapshots, self.damping, self.most, self.low, self.high = keep, damping, most, low, high
+        self.probes = Probes(probes, every)
+        self.test = HarmTest(alpha, margin, planned=1)
+        self.ring: list[Snapshot] = []
+        self.done = 0  # rollbacks
+        self.row = 0  # of them, in a row
+        self.void = False  # the rollouts of this step came from a policy that is gone
+
+    def prepare(self, trainer: Trainer, agent: Agent) -> None:
+        self.probes.prepare(trainer, agent.components.index(self))
+        self.test.planned = -(-agent.steps // self.probes.every)
+
+    def note(self, agent: Agent) -> str:
+        usual = agent.sampling.prompts * agent.sampling.group_size
+        weights = sum(p.nbytes for _, p in agent.policy.trainable())
+        return (
+            f"rollback: {len(self.probes)} probes every {self.probes.every} steps are {len(self.probes) / self.probes.every:.0f} "
+            f"completions a step beside {usual}; up to {self.keep_snapshots} snapshots of {3 * weights / 2**20:.1f} MiB each, "
+            "weights and two moments, in the CPU's memory"
+        )
+
+    def sample(self, step: Step, agent: Agent, prompts: list[Prompt], groups: list[int], batch: RolloutBatch) -> RolloutBatch:
+        return self.probes.draw(step, agent, groups, batch)
+
+    def verify(self, step: Step, agent: Agent) -> None:
+        """Judges the policy that drew this step's rollouts, before anything is learnt from them."""
+        found = self.probes.scores(step, agent)
+        if found is None or np.isnan(found).all():
+            return
+        scores = self.scaled(found)
+        level, harmed = float(np.nanmean(scores)), self.test.harmed(scores)
+        told = {"rollback/level": level, "rollback/harm": float(harmed)}
+        if math.isfinite(self.test.evidence):
+            told["rollback/evidence"] = self.test.evidence
+        if harmed:
+            self.go_back(agent, step)
+        else:
+            self.remember(take(agent, step.index, level))
+        step.tell(agent, told | {"rollback/count": float(self.done)})
+
+    def scaled(self, rewards: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Rewards (P,) as shares of their range. Raises ValueError where one lies outside."""
+        outside = rewards[(rewards < self.low) | (rewards > self.high)]
+        if len(outside):
+            raise ValueError(
+                f"rollback: the test needs rewards between {self.low:g} and {self.high:g}, and a probe got {outside[0]:g}; "
+                "set low and high in the component's options to the range of your reward"
+            )
+        return (rewards - self.low) / (self.high - self.low)
+
+    def remember(self, snapshot: Snapshot) -> None:
+        """Adds it to the ring. Over the limit the oldest goes that is not the best."""
+        self.ring.append(snapshot)
+        if len(self.test.past) > self.keep_snapshots:
+            self.row = 0
+        if len(self.ring) > self.keep_snapshots:
+            best = self.best()
+            self.ring.remove(next(s for s in self.ring if s is not best))
+
+    def best(self) -> Snapshot:
+        """The one with the highest level, of equals the newest."""
+        return max(self.ring, key=lambda s: (s.level, s.step))
+
+    def go_back(self, agent: Agent, step: Step) -> None:
+        target = self.best()
+        put_back(agent, target, self.damping)
+        self.done += 1
+        self.row += 1
+        self.ring = [s for s in self.ring if s.step < target.step]  # the target itself is measured anew, at the next step
+        self.test.restart()
+        self.probes.restart(step.index + 1)
+        for component in agent.components:
+            component.on_rollback()
+        self.void = True
+        rate = agent.optimiser.param_groups[0]["lr"]
+        logger.warning("step %d: the probes fell; back to the policy of step %d, learning rate %.3g", step.index + 1, target.step, rate)
+        if self.row > self.most:
+            self.ended = (
+                f"training did harm again after {self.most} rollbacks in a row, at a learning rate of {rate / self.damping:.3g}; "
+                f"the policy of step {target.step} is the one that stays. Look for a faulty reward, or lower optimiser.lr"
+            )
+            logger.warning("step %d: %s", step.index + 1, self.ended)
+
+    def select(self, step: Step, agent: Agent, batch: RolloutBatch) -> RolloutBatch:
+        """After a rollback nothing of this step is trained on: its rollouts are those of the policy that did harm."""
+        return batch.select(torch.empty(0, dtype=torch.int64)) if self.void else batch
+
+    def plan(self, step: Step, agent: Agent, updates: list[Update]) -> list[Update]:
+        return [] if self.void else updates
+
+    def observe(self, step: Step, agent: Agent) -> None:
+        self.void = False
+
+    # --- resuming ---
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "past": list(self.test.past),
+            "evidence": self.test.evidence,
+            "noise": self.probes.noise,
+            "start": self.probes.start,
+            "ring": [{f: getattr(s, f) for f in ("step", "level", "policy", "optimiser")} for s in self.ring],
+            "done": self.done,
+            "row": self.row,
+            "ended": self.ended,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.test.past, self.test.evidence = list(state["past"]), state["evidence"]
+        self.probes.noise, self.probes.start = state["noise"], state["start"]
+        self.ring = [Snapshot(**snapshot) for snapshot in state["ring"]]
+        self.done, self.row, self.ended = state["done"], state["row"], state["ended"]
