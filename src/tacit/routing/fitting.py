@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -54,39 +55,72 @@ def best_threshold(chance: Array, rag: Array, lc: Array, price: float = PRICE) -
     return float((ranked[best - 1] + after) / 2)
 
 
-def fit(records: Sequence[Record], *, told: str = "a recorded table", price: float = PRICE) -> LearnedRouter:
-    """The logistic router for all answerers in `records`. Raises ValueError when the routes never differ, or always in favour of the same one."""
+@dataclass(frozen=True)
+class Fitted:
+    """Logistic models of several answerers: `weights` (answerers, k) and `intercept` (answerers,) on features standardised by `mean` and `scale`
+    (k,), of which the `shared` weights (k,) are common to all; `threshold` (answerers,) is where long context becomes worth its price."""
+
+    mean: Array
+    scale: Array
+    shared: Array
+    weights: Array
+    intercept: Array
+    threshold: Array
+
+    def chance(self, x: Array, who: NDArray[np.int64]) -> Array:
+        """P(long context is better | the routes differ) of questions (n, k) for answerers (n,)."""
+        return 1 / (1 + np.exp(-self.intercept[who] - ((x - self.mean) / self.scale * self.weights[who]).sum(1)))
+
+
+def solve(x: Array, who: NDArray[np.int64], rag: Array, lc: Array, price: float = PRICE) -> Fitted:
+    """Fits features x (n, k) of questions to answerers `who` (n,) on the questions where the routes differ. Raises ValueError where none do, or all
+    in favour of the same one."""
     from sklearn.linear_model import LogisticRegression
 
-    rag, lc = columns(records, "rag_score", "lc_score")
-    names = list(dict.fromkeys(r.answer_model for r in records))
-    who = np.array([names.index(r.answer_model) for r in records])
     differ, better = rag != lc, lc > rag
     if len(set(better[differ].tolist())) < 2:
         raise ValueError(
-            f"{int(differ.sum())} of {len(records)} questions were answered differently well by the two routes, "
+            f"{int(differ.sum())} of {len(x)} questions were answered differently well by the two routes, "
             "and all in favour of the same: nothing to fit; record more questions, or use a constant route"
         )
-    x = design(records)
     mean, spread = x.mean(0), x.std(0)
     scale = np.where(spread > 1e-6, spread, 1.0)  # what never varied in the table must not weigh when it does
-    z, one = (x - mean) / scale, np.eye(len(names))[who]
-    own = (one[:, :, None] * z[:, None, :]).reshape(len(z), -1)
-    wide = np.hstack([z, INTERCEPT_SCALE * one, own])
-    model = LogisticRegression(C=PENALTY, max_iter=1000).fit(wide[differ], better[differ])
-    chance, weights, k = model.predict_proba(wide)[:, 1], model.coef_[0], len(NAMES)
-    parts = {}
-    for i, name in enumerate(names):
-        mine = who == i
-        parts[name] = Part(
-            intercept=float(model.intercept_[0] + INTERCEPT_SCALE * weights[k + i]),
-            weights=[float(w) for w in weights[k + len(names) + i * k :][:k]],
-            threshold=best_threshold(chance[mine], rag[mine], lc[mine], price),
+    z, one = (x - mean) / scale, np.eye(int(who.max()) + 1)[who]
+    (n, k), answerers = z.shape, one.shape[1]
+    own = (one[:, :, None] * z[:, None, :]).reshape(n, -1)
+    model = LogisticRegression(C=PENALTY, max_iter=1000)
+    found = model.fit(np.hstack([z, INTERCEPT_SCALE * one, own])[differ], better[differ]).coef_[0]
+    shared, intercept, own_weights = np.split(found, [k, k + answerers])
+    weights, bias = shared + own_weights.reshape(answerers, k), float(np.ravel(model.intercept_)[0]) + INTERCEPT_SCALE * intercept
+    fitted = Fitted(mean, scale, shared, weights, bias, np.ones(answerers))
+    chance = fitted.chance(x, who)
+    return replace(fitted, threshold=np.array([best_threshold(chance[who == i], rag[who == i], lc[who == i], price) for i in range(answerers)]))
+
+
+def fit(records: Sequence[Record], *, told: str = "a recorded table", price: float = PRICE) -> LearnedRouter:
+    """The logistic router for all answerers in `records`. Raises ValueError when the routes never differ, or always in favour of the same one."""
+    names = list(dict.fromkeys(r.answer_model for r in records))
+    rag, lc = columns(records, "rag_score", "lc_score")
+    found = solve(design(records), np.array([names.index(r.answer_model) for r in records]), rag, lc, price)
+    parts = {
+        name: Part(
+            intercept=float(found.intercept[i]),
+            weights=(found.weights[i] - found.shared).tolist(),
+            threshold=float(found.threshold[i]),
             strength=next(r.strength for r in records if r.answer_model == name),
         )
-    shared = [float(w) for w in weights[:k]]
+        for i, name in enumerate(names)
+    }
     return LearnedRouter(
-        Coefficients(features=list(NAMES), mean=mean.tolist(), scale=scale.tolist(), weights=shared, answerers=parts, fitted_on=told), "learned"
+        Coefficients(
+            features=list(NAMES),
+            mean=found.mean.tolist(),
+            scale=found.scale.tolist(),
+            weights=found.shared.tolist(),
+            answerers=parts,
+            fitted_on=told,
+        ),
+        "learned",
     )
 
 
