@@ -1,26 +1,15 @@
 """Verified rollback: a guard that takes updates back when a fixed set of probes shows that they did harm.
 
 Our own step beyond PIPO, which only pushes against a harmful update. Every few steps the policy answers the same probes with the same random
-numbers. Their rewards are compared with those of all its earlier answers by a test that holds its error over the whole run. On harm, weights and
-optimiser go back to the best snapshot, the learning rate is damped, and the run goes on with fresh rollouts.
-
-The test. For a pair of policies let d_i = (reward now - reward then) of probe i, in [-1, 1], and let harm mean that the probes' expected mean fell by
-more than `margin` m. Without harm Σ E[d_i + m] >= 0, the d_i are independent (each probe has random numbers of its own, and until the first rollback
-nothing that is trained depends on them), so that for any stake λ in [0, 1 / (1 + m))
-
-    E[Π_i (1 - λ (d_i + m))] = Π_i (1 - λ E[d_i + m]) <= exp(-λ Σ_i E[d_i + m]) <= 1,
-
-whatever the probes' difficulties and however single ones changed: an e-value, and so is a mean of them over stakes and over earlier policies. By
-Markov it exceeds 1 / a with a chance of at most a. Comparison t of a run spends the error a_t, with Σ a_t <= alpha: the chance that a run without
-harm has any rollback is at most alpha. After a rollback the past depends on the probes' luck: they get new random numbers, and a new alpha counts
-from there to the next. Source: testing by betting, Shafer (2021), and e-values, Vovk & Wang (2021); the construction is ours.
+numbers. Their rewards are compared with those of all its earlier answers by a test that holds its error over the whole run (`tacit.rl.harm`).
+On harm, weights and optimiser go back to the best snapshot, the learning rate is damped, and the run goes on with fresh rollouts.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +21,7 @@ from torch import Tensor
 from tacit.core.rollouts import Prompt, RolloutBatch
 from tacit.core.runtime import load_optimiser, whole
 from tacit.rl.component import Component
+from tacit.rl.harm import HarmTest
 from tacit.rl.probes import Probes
 
 if TYPE_CHECKING:
@@ -41,53 +31,6 @@ if TYPE_CHECKING:
     from tacit.rl.update import Update
 
 logger = logging.getLogger("tacit")
-STAKES = np.geomspace(0.03, 0.9, 7)  # before division by 1 + margin
-
-
-def log_e_value(differences: NDArray[np.float64], margin: float = 0.0) -> float:
-    """log of the mean over stakes λ of Π_i (1 - λ (d_i + margin)), for d (P,) in [-1, 1]; what is not finite is left out.
-
-    Large when the differences are more negative than -margin. Raises ValueError for differences out of range.
-    """
-    d = differences[np.isfinite(differences)]
-    if len(d) and np.abs(d).max() > 1 + 1e-9:
-        raise ValueError(f"differences of rewards in [0, 1] lie in [-1, 1], not at {d[np.abs(d).argmax()]:g}")
-    values, counts = np.unique(d, return_counts=True)  # of 0/1 rewards there are three
-    logs = np.log1p(-np.outer(STAKES / (1 + margin), values + margin)) @ counts
-    return log_mean_exp(logs.astype(np.float64))
-
-
-def log_mean_exp(logs: Sequence[float] | NDArray[np.float64]) -> float:
-    top = float(np.max(logs))
-    return top + math.log(float(np.mean(np.exp(np.asarray(logs) - top))))
-
-
-def spent(alpha: float, comparison: int, planned: int) -> float:
-    """The error that comparison 1, 2, … may spend: half of alpha evenly over the `planned` ones, half as 1 / (t (t + 1)) without end."""
-    return alpha / 2 * ((comparison <= planned) / planned + 1 / (comparison * (comparison + 1)))
-
-
-class HarmTest:
-    """The sequential test: takes the probes' rewards (P,) in [0, 1] of one policy after another, and says when one is worse than those before.
-
-    `evidence` is log e - log(1 / a_t) of the last comparison: from 0 on it is harm.
-    """
-
-    def __init__(self, alpha: float, margin: float, planned: int):
-        self.alpha, self.margin, self.planned = alpha, margin, max(1, planned)
-        self.past: list[NDArray[np.float64]] = []
-        self.evidence = -math.inf
-
-    def harmed(self, scores: NDArray[np.float64]) -> bool:
-        if self.past:
-            log_e = log_mean_exp([log_e_value(scores - then, self.margin) for then in self.past])
-            self.evidence = log_e + math.log(spent(self.alpha, len(self.past), self.planned))
-        self.past.append(scores)
-        return self.evidence >= 0
-
-    def restart(self) -> None:
-        self.past.clear()
-        self.evidence = -math.inf
 
 
 @dataclass
