@@ -26,7 +26,7 @@ RL = SHARED | {"sampling": {"prompts": 2, "group_size": 2, "max_new_tokens": 5, 
 def runs(tmp_path_factory) -> Path:
     """Three finished runs: supervised, reinforcement learning from it, and the same with LoRA."""
     folder = tmp_path_factory.mktemp("runs")
-    train(SFTConfig.model_validate(SHARED | {"model": MODEL, "output": str(folder / "sft"), "batch_size": 4}))
+    train(SFTConfig.model_validate(SHARED | {"model": MODEL, "output": str(folder / "sft"), "batch_size": 4, "max_new_tokens": 5}))
     train(RLConfig.model_validate(RL | {"init": str(folder / "sft"), "output": str(folder / "rl")}))
     train(RLConfig.model_validate(RL | {"init": str(folder / "sft"), "output": str(folder / "lora"), "model": {"lora": {"rank": 2}}}))
     return folder

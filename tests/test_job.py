@@ -73,7 +73,7 @@ def test_the_demo_in_small(job):
 def test_the_recipe_for_a_real_model_takes_a_step_with_a_tiny_one_of_its_architecture():
     tokenizer = char_tokenizer("".join(map(chr, range(32, 127))) + "\n")
     tokenizer.chat_template = CHAT
-    model = tiny_model(TinyConfig(family="qwen2", hidden=16, layers=1, heads=2, kv_heads=1, mlp=32, context=512), tokenizer)
+    model = tiny_model(TinyConfig(family="qwen2", hidden=16, layers=1, heads=2, kv_heads=1, mlp=32, context=1024), tokenizer)
     model.save_pretrained("model")
     tokenizer.save_pretrained("model")
     recorder = Recorder()

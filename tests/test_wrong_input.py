@@ -209,6 +209,7 @@ MISTAKES = {
     "sampling.stop=[a": "this is not valid YAML",
     "sampling.group_size=1": "set sampling.group_size to 2 or more",
     "algorithm.filter.overlong_buffer=5": "must be at most sampling.max_new_tokens (4)",
+    "sampling.max_new_tokens=30": "set sampling.max_new_tokens to 20 or less, leave long prompts out, or raise model.tiny.context",
     "algorithm.aggregation=token_mean": "did you mean 'token-mean'?",
     "algorithm.advantage=gropo": "unknown advantage 'gropo': choose one of",
     "algorithm.loss=clipp": "unknown loss 'clipp': choose one of",

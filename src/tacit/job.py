@@ -28,6 +28,7 @@ from tacit.core.tokentext import token_texts
 from tacit.generation.decoders import choose
 from tacit.generation.sampler import Sampler
 from tacit.learners import Dump, SFTLearner, WMSSLearner
+from tacit.lengths import check_room, first_prompts
 from tacit.mistakes import choice
 from tacit.rewards.base import RewardFunction, load_reward
 from tacit.rewards.evaluation import Evaluation, compare, evaluate
@@ -88,7 +89,9 @@ def run(config: RLConfig | SFTConfig, *, resume: bool = False, dry_run: bool = F
         if dry_run:
             return _dry_run(config, runtime, reporter)
         with RunDirectory(config.output, resume=resume, keep=config.checkpoint.keep) if runtime.is_main else _nobody() as folder:
-            return _run(config, Parts(config, runtime), folder, reporter, started)
+            parts = Parts(config, runtime)
+            check_room(config, parts.policy, first_prompts(parts.task, parts.prompts, config.seed))
+            return _run(config, parts, folder, reporter, started)
     finally:
         runtime.close()
 
@@ -272,6 +275,7 @@ def _run(config: RLConfig | SFTConfig, parts: Parts, folder: RunDirectory | None
 
 def _dry_run(config: RLConfig | SFTConfig, runtime: Runtime, reporter: Reporter) -> Outcome:
     """One step of the smallest size: everything is built and run once, nothing is written."""
+    asked = config
     small: dict[str, Any] = {"evaluation": config.evaluation.model_copy(update={"prompts": 2})}
     if isinstance(config, RLConfig):
         limits = {"prompts": 2, "group_size": 2, "max_new_tokens": min(8, config.sampling.max_new_tokens)}
@@ -280,6 +284,7 @@ def _dry_run(config: RLConfig | SFTConfig, runtime: Runtime, reporter: Reporter)
         small |= {"batch_size": 2, "max_new_tokens": min(8, config.max_new_tokens)} | ({"examples": 2} if isinstance(config, WMSSConfig) else {})
     config = config.model_copy(update=small)
     parts = Parts(config, runtime)
+    check_room(asked, parts.policy, first_prompts(parts.task, parts.prompts, config.seed))
     count = sum(p.numel() for p in parts.policy.model.parameters())
     trained = sum(p.numel() for _, p in parts.policy.trainable())
     reporter.message(f"policy: {type(parts.policy.base_model).__name__}, {count:,} parameters, {trained:,} trained, on {runtime.device}")

@@ -153,13 +153,7 @@ class Sampler:
         return ended
 
     def _limit(self, prompt: Prompt, ids: list[int]) -> int:
-        room = self.policy.context - len(ids)
-        if room < 1:
-            raise ValueError(
-                f"prompt {prompt.id!r} has {len(ids)} tokens and the model's context holds {self.policy.context}, so no completion fits; "
-                "shorten or leave out such prompts, or use a model with a longer context"
-            )
-        return min(self.max_new_tokens, room)
+        return min(self.max_new_tokens, room_after(prompt, len(ids), self.policy.context))
 
     def _refuse_unsuitable_for_training(self, temperature: float) -> None:
         if self.top_p < 1:
@@ -177,6 +171,16 @@ class Sampler:
         if ids[-1] in self.policy.stop_ids:  # not every stop id counts as special for the tokenizer
             ids = ids[:-1]
         return self.stop.cut(self.policy.decode(ids))
+
+
+def room_after(prompt: Prompt, length: int, context: int) -> int:
+    """Tokens that fit behind a prompt of this length. Raises ValueError when there are none."""
+    if length >= context:
+        raise ValueError(
+            f"prompt {prompt.id!r} has {length} tokens and the model's context holds {context}, so no completion fits; "
+            "shorten or leave out such prompts, or use a model with a longer context"
+        )
+    return context - length
 
 
 class StopStrings:
