@@ -230,13 +230,33 @@ class SFTConfig(RunConfig):
     kind: Literal["sft"] = "sft"
     steps: int = Field(default=400, ge=1)
     batch_size: int = Field(default=128, ge=1, description="examples per optimiser step")
+    examples: int | None = Field(default=None, ge=1, description="train on the first so many of the task's stream, over and over; default: all of it")
     packing: bool = Field(default=True, description="fill rows with several examples, attention kept apart")
     micro_batch_tokens: int | None = Field(default=None, ge=1, description="padded tokens per forward pass; default: 4096 on a CPU, 16384 elsewhere")
     max_new_tokens: int = Field(default=64, ge=1, description="for the evaluation by verifier")
     logit_scale: float = Field(default=1.0, gt=0, description="factor on the logits in training, 1/temperature; below 1: WMSS's control D0")
     label_smoothing: float = Field(default=0.0, ge=0, lt=1, description="share of the uniform distribution in the target")
     neftune: float = Field(default=0.0, ge=0, description="NEFTune's alpha: noise on embeddings in training; 0: none")
+    keep: Literal["last", "best", "every"] = Field(
+        default="last", description="the policy that a run leaves: of the last step, of the best evaluation, or the last and others in kept/"
+    )
+    keep_every: int = Field(default=0, ge=0, description="with keep: every, steps between policies that go to kept/step-00000040 and so on")
+    best_by: Literal["loss", "verifier"] = Field(default="loss", description="what makes an evaluation the best: held-out loss, or pass@1")
+    patience: int = Field(default=0, ge=0, description="evaluations without a better one after which training ends, with the best; 0: never")
     optimiser: OptimiserConfig = OptimiserConfig(lr=2e-3, warmup=20)
+
+    @model_validator(mode="after")
+    def _can_keep(self) -> SFTConfig:
+        if (self.keep == "every") != bool(self.keep_every):
+            raise ValueError("keep: every and keep_every go together: say how many steps lie between two policies that are kept")
+        if self.restores_best and not self.evaluation.every:
+            raise ValueError("the best evaluation is looked for among several: set evaluation.every, the steps between them")
+        return self
+
+    @property
+    def restores_best(self) -> bool:
+        """Whether the policy of the best evaluation is what a run ends with."""
+        return self.keep == "best" or self.patience > 0
 
     @property
     def completion_limit(self) -> int:
@@ -268,7 +288,9 @@ class WMSSConfig(SFTConfig):
     shuffle: bool = Field(default=False, description="a control: weak logits of wrong tokens change places at random")
     clip: Literal["joint", "branch"] = Field(default="joint", description="max_grad_norm holds for both models' gradients together, or for each")
     rounds: int = Field(default=1, ge=1, description="K; `steps` is shared out, and the next weak model is the strong one that the round began with")
-    examples: int = Field(default=4096, ge=1, description="size of the set to select from: the first of the task's stream")
+    examples: int = Field(  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=4096, ge=1, description="size of the set to select from: the first of the task's stream"
+    )
     selection: SelectionConfig = SelectionConfig()
 
     @model_validator(mode="after")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import transformers
@@ -27,7 +27,7 @@ from tacit.core.thresholds import alarms
 from tacit.core.tokentext import token_texts
 from tacit.generation.decoders import choose
 from tacit.generation.sampler import Sampler
-from tacit.learners import Dump, SFTLearner, WMSSLearner
+from tacit.learners import Dump, Learner, SFTLearner, WMSSLearner
 from tacit.lengths import check_room, first_prompts
 from tacit.mistakes import choice
 from tacit.rewards.base import RewardFunction, load_reward
@@ -41,31 +41,6 @@ ONE_THREAD = 5_000_000  # parameters up to which a single CPU thread is the fast
 SAMPLES_LOGGED = 16  # rollouts of a step that go to samples.jsonl
 DUMPS = "dumps"  # below the run, see config.DumpConfig
 PROBE_SEED = 2**31  # held-out completions are drawn apart from training ones, and with the same numbers before and after
-
-
-class Learner(Protocol):
-    """What a job trains. `notes` are told before it starts."""
-
-    @property
-    def notes(self) -> Sequence[str]: ...
-
-    @property
-    def index(self) -> int: ...
-
-    def step(self, dump: Dump | None = None) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """One step: metrics, and samples to log. `dump` takes what the step learns from, where it learns from rollouts."""
-        ...
-
-    def sync(self) -> None:
-        """What draws completions catches up with what is trained."""
-        ...
-
-    def heldout_metrics(self) -> dict[str, float]:
-        """What it can say about held-out prompts beside the verifier."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass
@@ -132,12 +107,29 @@ class Parts:
     def evaluate(self, config: RLConfig | SFTConfig) -> tuple[Evaluation, dict[str, float]]:
         """Held-out completions of the present policy, each process drawing its share, judged by the reward; and the metrics to log."""
         self.learner.sync()
+        found = self._drawn(config, self.sampler)
+
+        def another(policy: Policy) -> Evaluation:
+            sampler = Sampler(
+                choose(policy, config.runtime.threads)[0], policy, max_new_tokens=config.completion_limit, top_p=config.evaluation.top_p
+            )
+            return self._drawn(config, sampler)
+
+        return found, found.metrics() | self.learner.heldout_metrics(found, another)
+
+    def _drawn(self, config: RLConfig | SFTConfig, sampler: Sampler) -> Evaluation:
         how: dict[str, Any] = {"samples": config.evaluation.samples, "temperature": config.evaluation.temperature, "seed": PROBE_SEED}
         ranks = min(self.runtime.world_size, len(self.prompts))
         mine = range(self.runtime.rank % ranks, len(self.prompts), ranks)
-        found = evaluate(self.sampler, [self.prompts[i] for i in mine], self.reward, groups=mine, **how)
-        found = Evaluation.dealt(self.runtime.gather_objects(found)[:ranks])
-        return found, found.metrics() | self.learner.heldout_metrics()
+        found = evaluate(sampler, [self.prompts[i] for i in mine], self.reward, groups=mine, **how)
+        return Evaluation.dealt(self.runtime.gather_objects(found)[:ranks])
+
+    def whole_policy(self) -> Policy:
+        """The policy with all its weights in this process, to be saved."""
+        if self.runtime.sharded:
+            self.learner.sync()
+            return self.mirror
+        return self.policy
 
 
 def suit_threads(policy: Policy) -> None:
@@ -146,7 +138,7 @@ def suit_threads(policy: Policy) -> None:
         torch.set_num_threads(1)
 
 
-class RLLearner:
+class RLLearner(Learner):
     """A Trainer with one agent."""
 
     def __init__(self, config: RLConfig, parts: Parts):
@@ -179,9 +171,6 @@ class RLLearner:
     def sync(self) -> None:
         self.agent.sync()
 
-    def heldout_metrics(self) -> dict[str, float]:
-        return {}
-
     def state_dict(self) -> dict[str, Any]:
         return self.trainer.state_dict()
 
@@ -205,6 +194,7 @@ def _run(config: RLConfig | SFTConfig, parts: Parts, folder: RunDirectory | None
     else:
         reporter.phase("evaluation before training", None)
         (before, metrics), seconds = parts.evaluate(config), 0.0
+        learner.judge(metrics)
         _log(runtime, folder, 0, metrics)
         reporter.message(f"held-out {before}")
 
@@ -225,12 +215,13 @@ def _run(config: RLConfig | SFTConfig, parts: Parts, folder: RunDirectory | None
     reporter.phase("training", config.steps)
     told: set[str] = set()
     with stop_after_step(reporter) as stop:
-        while learner.index < config.steps:
+        while learner.index < config.steps and not learner.ends:
             wanted = isinstance(config, RLConfig) and config.dump.wants(learner.index + 1)
             metrics, samples = learner.step(dump if wanted else None)
             done = learner.index
             if config.evaluation.every and done % config.evaluation.every == 0 and done < config.steps:
                 metrics |= parts.evaluate(config)[1]
+                learner.judge(metrics)
             _log(runtime, folder, done, metrics, samples)
             reporter.step(done - 1, metrics)
             for name, sentence in alarms(metrics).items():
@@ -238,13 +229,21 @@ def _run(config: RLConfig | SFTConfig, parts: Parts, folder: RunDirectory | None
                     reporter.warning(f"step {done}: {sentence}")
                     told.add(name)
             asked = runtime.all_reduce_max(stop.is_set())
-            if asked or done % config.checkpoint.every == 0 or done == config.steps:
+            if learner.keeps:
+                policy = parts.whole_policy()
+                if folder is not None:
+                    policy.save_whole(folder.path / "kept" / f"step-{done:08d}")
+            if asked or done % config.checkpoint.every == 0 or done == config.steps or learner.ends:
                 save()
             if asked:
                 raise KeyboardInterrupt
     reporter.phase("evaluation after training", None)
     after, metrics = parts.evaluate(config)
-    _log(runtime, folder, config.steps, metrics)
+    learner.judge(metrics)
+    if (best := learner.settle()) is not None:
+        reporter.message(f"the policy of step {best} is the best; it is what the run ends with, after {learner.index} of {config.steps} steps")
+        after, metrics = parts.evaluate(config)
+    _log(runtime, folder, learner.index, metrics)
 
     result = {
         "kind": config.kind,
@@ -258,14 +257,14 @@ def _run(config: RLConfig | SFTConfig, parts: Parts, folder: RunDirectory | None
         "samples": after.rewards.shape[1],
         "temperature": config.evaluation.temperature,
         "unscored": after.unscored,
+        "measured": {name.removeprefix("eval/"): value for name, value in metrics.items()},
+        "steps": learner.index,
+        "step": learner.index if best is None else best,
         "examples": after.examples(),
         "seconds": seconds + time.monotonic() - started,
         "environment": environment(runtime),
     }
-    policy = parts.policy
-    if runtime.sharded:
-        learner.sync()
-        policy = parts.mirror
+    policy = parts.whole_policy()
     if folder is None:
         return Outcome(result, None)
     policy.save(folder.path / "policy")

@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tacit.config import SFTConfig, WMSSConfig
 from tacit.core.fit import Fit
 from tacit.core.policy import Policy, load_policy
 from tacit.core.rollouts import Prompt
 from tacit.core.runtime import Runtime
+from tacit.rewards.evaluation import Evaluation
+from tacit.sft.best import Best
 from tacit.sft.examples import CompletionLoss
-from tacit.sft.measure import measured
+from tacit.sft.measure import measured, verified
 from tacit.sft.noise import neftune
 from tacit.sft.wmss import Chosen, JointLoss, check_vocabularies, choose_examples, cost, entropies, twin
 from tacit.tasks.base import Task
@@ -25,19 +27,85 @@ Dump = Callable[[dict[str, Any]], None]
 Step = tuple[dict[str, float], list[dict[str, Any]]]
 
 
-class SFTLearner:
-    """`core.fit` on a task's own solutions."""
+class Learner(Protocol):
+    """What a job trains. `notes` are told before it starts."""
 
     notes: tuple[str, ...] = ()
+    keeps = False  # whether the policy of this step is to be kept beside the last one
+    ends = False  # whether there is no use in going on
 
-    def __init__(self, config: SFTConfig, policy: Policy, mirror: Policy, task: Task, prompts: list[Prompt], runtime: Runtime):
-        self.policy, self.mirror, self.prompts = policy, mirror, prompts
+    @property
+    def index(self) -> int:
+        """Steps done."""
+        ...
+
+    def step(self, dump: Dump | None = None) -> Step:
+        """One step: metrics, and samples to log. `dump` takes what the step learns from, where it learns from rollouts."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def sync(self) -> None:
+        """What draws completions catches up with what is trained. Here they are one."""
+
+    def heldout_metrics(self, found: Evaluation, evaluate: Callable[[Policy], Evaluation]) -> dict[str, float]:
+        """What it can say about held-out prompts beside pass@1. `found`: its policy's completions there; `evaluate` draws those of another one."""
+        return {}
+
+    def judge(self, metrics: dict[str, float]) -> None:
+        """Takes note of an evaluation of the present policy."""
+
+    def settle(self) -> int | None:
+        """Training has ended: where an earlier policy was better, it comes back, and its step is returned."""
+        return None
+
+
+class Supervised(Learner):
+    """What learners of solutions share: options of the loss, held-out measurements, which policies are kept, and the best one."""
+
+    def __init__(self, config: SFTConfig, policy: Policy, prompts: list[Prompt]):
+        self.policy, self.prompts, self.neftune = policy, prompts, config.neftune
         self.options: dict[str, Any] = {"batch_size": config.batch_size, "seed": config.seed, "packing": config.packing}
         self.options |= {"micro_batch_tokens": config.micro_batch_tokens, "label_smoothing": config.label_smoothing}
-        self.neftune = config.neftune
+        self.keep_every = config.keep_every
+        self.best = Best(config.best_by, config.patience, restored=config.restores_best)
+
+    @property
+    def keeps(self) -> bool:
+        return self.keep_every > 0 and self.index % self.keep_every == 0
+
+    @property
+    def ends(self) -> bool:
+        return self.best.ends
+
+    def judge(self, metrics: dict[str, float]) -> None:
+        self.best.judge(self.index, metrics, self.policy.state_dict)
+
+    def settle(self) -> int | None:
+        if not self.best.weights or self.best.step == self.index:
+            return None
+        self.policy.load_state_dict(self.best.weights)
+        return self.best.step
+
+    def measured(self, policy: Policy, task: Task, found: Evaluation, prefix: str = "") -> dict[str, float]:
+        """Loss, logits, calibration, pass@k and accuracy by difficulty of a policy whose held-out completions are `found`."""
+        job = CompletionLoss(policy, task, **self.options)
+        values = {"loss": job.heldout_loss(self.prompts), **measured(job, self.prompts), **verified(found.rewards, self.prompts)}
+        return {f"eval/{prefix}{name}": value for name, value in values.items()}
+
+
+class SFTLearner(Supervised):
+    """`core.fit` on a task's own solutions."""
+
+    def __init__(self, config: SFTConfig, policy: Policy, mirror: Policy, task: Task, prompts: list[Prompt], runtime: Runtime):
+        super().__init__(config, policy, prompts)
+        self.mirror, self.task = mirror, task
         if config.label_smoothing and runtime.sharded:
             raise ValueError("label_smoothing needs whole weights in a process: set runtime.distributed: ddp, or label_smoothing: 0")
-        self.job = CompletionLoss(policy, task, logit_scale=config.logit_scale, **self.options)
+        stream = task if config.examples is None else Chosen(task, range(config.examples))
+        self.job = CompletionLoss(policy, stream, logit_scale=config.logit_scale, **self.options)
         self.fit = Fit(self.job, config.optimiser, steps=config.steps, runtime=runtime)
 
     @property
@@ -50,22 +118,23 @@ class SFTLearner:
         self.policy.version += 1
         return metrics, []
 
-    def heldout_metrics(self) -> dict[str, float]:
-        return {"eval/loss": self.job.heldout_loss(self.prompts)}
+    def heldout_metrics(self, found: Evaluation, evaluate: Callable[[Policy], Evaluation]) -> dict[str, float]:
+        return self.measured(self.policy, self.task, found)
 
     def sync(self) -> None:
         if self.mirror is not self.policy:
             self.mirror.load_state_dict(self.policy.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
-        return {"policy": self.policy.state_dict(), "fit": self.fit.state_dict()}
+        return {"policy": self.policy.state_dict(), "fit": self.fit.state_dict(), "best": self.best.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.policy.load_state_dict(state["policy"])
         self.fit.load_state_dict(state["fit"])
+        self.best.load_state_dict(state["best"])
 
 
-class WMSSLearner:
+class WMSSLearner(Supervised):
     """Rounds of: entropies of both models, choice of examples, joint training. The next weak model is the strong one that the round began with.
 
     Only the strong model is saved as the policy. Raises ValueError when the models have different vocabularies or are one and the same.
@@ -75,12 +144,11 @@ class WMSSLearner:
         if runtime.world_size > 1:
             raise ValueError("kind: wmss trains two models in one process: set runtime.processes: 1")
         del mirror  # of sharded weights only
-        self.config, self.policy, self.task, self.prompts, self.runtime = config, policy, task, prompts, runtime
+        super().__init__(config, policy, prompts)
+        self.config, self.task, self.runtime = config, task, runtime
         self.weak = load_weak(config, task, runtime)
         check_vocabularies(policy, self.weak)
         self.notes = (cost(policy, self.weak, frozen=config.frozen),)
-        self.options: dict[str, Any] = {"batch_size": config.batch_size, "seed": config.seed, "packing": config.packing}
-        self.options |= {"micro_batch_tokens": config.micro_batch_tokens, "label_smoothing": config.label_smoothing}
         self.per_round = config.steps // config.rounds
         self.round, self.start, self.chosen = -1, policy.state_dict(), list[int]()
         self.fit: Fit | None = None
@@ -128,26 +196,22 @@ class WMSSLearner:
         clip = config.clip == "branch"
         self.fit = Fit(job, config.optimiser, steps=self.per_round, runtime=self.runtime, branches=branches, clip_branches=clip)
 
-    def heldout_metrics(self) -> dict[str, float]:
-        """Loss, logits and calibration of both branches."""
-        found: dict[str, float] = {}
-        for name, policy in {"": self.policy, "weak_": self.weak}.items():
-            job = CompletionLoss(policy, self.task, **self.options)
-            found[f"eval/{name}loss"] = job.heldout_loss(self.prompts)
-            found |= {f"eval/{name}{key}": value for key, value in measured(job, self.prompts).items()}
-        return found
-
-    def sync(self) -> None:
-        """Completions are drawn from the very weights that are trained."""
+    def heldout_metrics(self, found: Evaluation, evaluate: Callable[[Policy], Evaluation]) -> dict[str, float]:
+        """The same of both branches."""
+        weak = evaluate(self.weak)
+        told = {"eval/weak_pass@1": weak.interval().mean} | self.measured(self.weak, self.task, weak, "weak_")
+        return self.measured(self.policy, self.task, found) | told
 
     def state_dict(self) -> dict[str, Any]:
         weak = {name: p.detach().clone() for name, p in self.weak.model.named_parameters()}
         fit = None if self.fit is None else self.fit.state_dict()
-        return {"policy": self.policy.state_dict(), "weak": weak, "start": self.start, "round": self.round, "chosen": self.chosen, "fit": fit}
+        state = {"policy": self.policy.state_dict(), "weak": weak, "start": self.start, "round": self.round, "chosen": self.chosen, "fit": fit}
+        return state | {"best": self.best.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.round, self.start, self.chosen = state["round"], state["start"], list(state["chosen"])
         self.policy.load_state_dict(state["policy"])
+        self.best.load_state_dict(state["best"])
         if self.round > 0:
             self.weak = twin(self.policy)
         self.weak.model.load_state_dict(state["weak"], strict=False)

@@ -31,7 +31,7 @@ def task(request: pytest.FixtureRequest) -> Task:
 
 def test_the_tasks_are_there():
     assert {"reversal", "brackets", "addition", "addition_scratchpad", "multiplication_scratchpad", "countdown"} < set(NAMES)
-    assert {"string_edits", "stack_machine", "list_programs", "short_programs"} < set(NAMES)
+    assert {"string_edits", "stack_machine", "list_programs", "short_programs", "postfix_programs"} < set(NAMES)
 
 
 def test_a_prompt_is_a_function_of_ordinal_and_seed_alone(task):
@@ -63,7 +63,7 @@ def test_solutions_are_right_and_prompts_and_solutions_are_written_in_the_alphab
         solution = task.solve(prompt)
         assert solution == task.solve(prompt)
         assert set(prompt.text + solution) <= set(task.alphabet)
-        assert task.verify(prompt, solution) == (None if task.name == "short_programs" else 1)
+        assert task.verify(prompt, solution) == (None if task.name in ("short_programs", "postfix_programs") else 1)
 
 
 def test_ids_name_prompts_and_every_prompt_has_a_difficulty(task):
@@ -100,6 +100,8 @@ def test_no_completion_makes_a_verifier_raise(name, text):
         ("list_programs", {"min_depth": 0}),
         ("list_programs", {"max_depth": 13}),
         ("short_programs", {"largest": 1}),
+        ("postfix_programs", {"min_operators": 5}),
+        ("postfix_programs", {"max_operators": 13}),
     ],
 )
 def test_options_that_make_no_sense_are_told_by_name(name, options):

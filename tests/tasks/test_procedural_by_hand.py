@@ -12,6 +12,7 @@ from tacit.tasks.brackets import CLOSES, Brackets
 from tacit.tasks.countdown import Countdown, value_over
 from tacit.tasks.list_programs import ListPrograms
 from tacit.tasks.multiplication import ScratchpadMultiplication, multiplication_steps, written
+from tacit.tasks.postfix_programs import INPUTS, PostfixPrograms
 from tacit.tasks.reversal import Reversal
 from tacit.tasks.short_programs import EXAMPLES, ShortPrograms
 from tacit.tasks.stack_machine import StackMachine, execute
@@ -211,3 +212,23 @@ def test_short_programs_pass_their_tests_and_others_do_not():
             failed += 1
     assert failed > 95
     assert task.verify(task.prompt_at(0, 0), "    return x") is None
+
+
+def test_postfix_programs_compute_their_formula():
+    """Python's own parser on the solution, and a stack on the formula, agree with the unit tests."""
+    task, seen = PostfixPrograms(1, 5), set()
+    pick = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "M": max, "m": min}
+    for i in range(300):
+        prompt = task.prompt_at(i, 0)
+        formula = prompt.text.removeprefix("def f(x):#").removesuffix("\n return ")
+        space: dict = {}
+        exec(prompt.text + task.solve(prompt), space)
+        for test, x in zip(prompt.info["tests"], INPUTS, strict=True):
+            stack = []
+            for c in formula:
+                stack.append(pick[c](*[stack.pop(), stack.pop()][::-1]) if c in pick else x if c == "x" else int(c))
+            assert test == f"assert f({x}) == {stack[0]}" and space["f"](x) == stack[0] and len(stack) == 1
+        operators = sum(c in pick for c in formula)
+        assert prompt.info["difficulty"] == f"{operators} operator{'s' * (operators > 1)}" and "x" in formula
+        seen |= set(formula)
+    assert seen == set("123456789x+-*Mm") and task.verify(prompt, "x") is None  # pyright: ignore[reportPossiblyUnboundVariable]

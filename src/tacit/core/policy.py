@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -217,6 +218,14 @@ def load_policy(
 
     Raises ValueError with one sentence when no model can be loaded.
     """
+    def save_whole(self, folder: Path) -> None:
+        """`save`, so that the folder is there whole or not at all, for those that read it meanwhile."""
+        making = folder.with_name(f".{folder.name}.tmp")
+        for old in (making, folder):
+            shutil.rmtree(old, ignore_errors=True)
+        self.save(making)
+        making.replace(folder)
+
     dtype = DTYPES[config.dtype]
     source = folder or config.path
     if source is not None:

@@ -54,9 +54,17 @@ def fitted_temperature(logits: Tensor, targets: Tensor, low: float = 0.05, high:
         return -float((z * math.exp(-log_t)).log_softmax(-1).gather(-1, at).mean())
 
     a, b, ratio = math.log(low), math.log(high), (math.sqrt(5.0) - 1.0) / 2.0
-    for _ in range(60):
-        c, d = b - ratio * (b - a), a + ratio * (b - a)
-        a, b = (a, d) if nll(c) <= nll(d) else (c, b)
+    c, d = b - ratio * (b - a), a + ratio * (b - a)
+    left, right = nll(c), nll(d)
+    for _ in range(40):  # log T to 3e-8
+        if left <= right:
+            b, d, right = d, c, left
+            c = b - ratio * (b - a)
+            left = nll(c)
+        else:
+            a, c, left = c, d, right
+            d = a + ratio * (b - a)
+            right = nll(d)
     return math.exp((a + b) / 2.0)
 
 

@@ -31,6 +31,7 @@ BUILT_IN = {
     "stack_machine": "tacit.tasks.stack_machine:StackMachine",
     "list_programs": "tacit.tasks.list_programs:ListPrograms",
     "short_programs": "tacit.tasks.short_programs:ShortPrograms",
+    "postfix_programs": "tacit.tasks.postfix_programs:PostfixPrograms",
     "gsm8k_steps": "tacit.tasks.gsm8k_steps:Gsm8kSteps",
     "gsm8k": "tacit.tasks.gsm8k:Gsm8k",
     "math500": "tacit.tasks.math500:Math500",
