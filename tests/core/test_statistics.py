@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from tacit.core import statistics
-from tacit.core.statistics import Interval, bootstrap, holm, paired_bootstrap, paired_t, paired_t_p, sign_flip, wilson
+from tacit.core.statistics import Interval, bootstrap, holm, paired_bootstrap, paired_t, paired_t_p, sign_flip, spearman, wilson
 
 
 def test_mean_interval_equals_the_analytic_one():
@@ -136,3 +136,10 @@ def test_pairs_without_spread():
     assert sign_flip([1.0] * 5, [0.0] * 5) == 0.0625  # the least that five pairs can give
     with pytest.raises(ValueError, match="two values per item"):
         paired_t([1.0], [1.0, 2.0])
+
+
+def test_spearman_equals_scipy_with_ties():
+    rng = np.random.default_rng(8)
+    a, b = rng.integers(5, size=60), rng.normal(size=60)
+    assert spearman(a, b) == pytest.approx(stats.spearmanr(a, b).statistic, abs=1e-12)
+    assert spearman([1, 2, 3], [30, 20, 10]) == pytest.approx(-1) and np.isnan(spearman([1, 1], [2, 3]))

@@ -103,6 +103,14 @@ def bootstrap(
     return Interval(float(x.mean()), float(low), float(high))
 
 
+def spearman(a: ArrayLike, b: ArrayLike) -> float:
+    """Spearman's rank correlation, ties at their mean rank; NaN where one of the two does not vary."""
+    x, y = _mean_ranks(np.asarray(a, np.float64)), _mean_ranks(np.asarray(b, np.float64))
+    x, y = x - x.mean(), y - y.mean()
+    scale = np.sqrt((x @ x) * (y @ y))
+    return float(x @ y / scale) if scale > 0 else float("nan")
+
+
 def wilson(successes: int, trials: int, level: float = 0.95) -> Interval:
     """Interval of a proportion, sound near 0 and 1 and for few trials. Source: Wilson (1927), JASA 22, 209-212."""
     if not 0 <= successes <= trials or trials == 0:
@@ -141,3 +149,8 @@ def _resampled_means(sums: NDArray[np.float64], counts: NDArray[np.float64], sam
         picks = rng.integers(size, size=(min(rows, samples - start), size))
         means.append(sums[picks].sum(1) / counts[picks].sum(1))
     return np.concatenate(means)
+
+
+def _mean_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]

@@ -32,6 +32,7 @@ class Step:
     metrics: dict[str, float] = field(default_factory=dict)
     times: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     pool: RolloutBatch | None = None  # everything drawn, with the first learner's advantages, once the step is done
+    updates: list[tuple[int, Update]] = field(default_factory=list)  # (agent, update) as they were carried out
     _drawn: RolloutBatch | None = None
 
     @contextmanager
@@ -48,7 +49,8 @@ class Step:
         self._drawn = None
 
     def record(self, agent: Agent, update: Update, metrics: dict[str, float]) -> None:
-        """Takes in what an update reported; anything but the first agent's base update is named after its agent and tag."""
+        """Takes in an update that was carried out and what it reported, named after agent and tag unless it is the first agent's base update."""
+        self.updates.append((agent.index, update))
         place = "" if agent.index == 0 and update.tag == "policy" else f"agent{agent.index}/{update.tag}/"
         self.metrics |= {place + name: value for name, value in metrics.items()}
 
