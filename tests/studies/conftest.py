@@ -1,3 +1,5 @@
+"""An invented study, and recorded answers like LaRA's, small and made up, for the study of routers."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -5,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tacit.routing import lara
+from tacit.routing.table import Record
+from tacit.studies import routes
 from tacit.studies.study import Arm, Claim, Measured, Plan, Study
 
 
@@ -30,3 +35,47 @@ def invented() -> Callable[..., Study]:
         return Study("invented", "An invented study", "About nothing.", lambda preset: Plan(arms, tuple(range(seeds)), claims), measure)
 
     return make
+
+
+TASKS = ("location", "reasoning", "comp", "hallu")
+QUESTIONS = {
+    "location": "Who signed part {n} in 1987?",
+    "reasoning": "Why did the plan of part {n} fail?",
+    "comp": "How do both halves of part {n} differ overall?",
+    "hallu": "What exactly is the strategy for next year of part {n}?",
+}
+
+
+def made_up(answerers: tuple[str, ...]) -> dict[str, list[Record]]:
+    """12 documents of 12 questions. Long context is better for comparisons, retrieval for what is absent, with exceptions."""
+    return {name: [_record(name, weak, n) for n in range(144)] for weak, name in enumerate(answerers)}
+
+
+def _record(name: str, weak: int, n: int) -> Record:
+    document, task = n % 12, TASKS[(n // 12) % 4]
+    odd = (7 * n + weak) % 5 == 0
+    lc = {"location": 1.0, "reasoning": float(n % 3 > 0), "comp": 1.0, "hallu": 0.0}[task]
+    rag = {"location": 1.0, "reasoning": float(n % 2), "comp": 0.0, "hallu": 1.0}[task]
+    return Record(
+        qid=str(n),
+        doc_id=f"{'128k' if document % 2 else '32k'}/{('book', 'paper', 'financial')[document % 3]}/{document}",
+        question=QUESTIONS[task].format(n=n),
+        doc_type=("book", "paper", "financial")[document % 3],
+        doc_tokens=100_000 if document % 2 else 30_000,
+        task=task,
+        answer_model=name,
+        strength=lara.ANSWERERS.get(name, "unknown"),
+        rag_score=lc if odd else rag,
+        lc_score=rag if odd else lc,
+        rag_cost=3_100,
+        lc_cost=100_100 if document % 2 else 30_100,
+        rag_refused=task == "hallu" and not odd,
+    )
+
+
+@pytest.fixture
+def made_up_answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[tuple[str, ...]], dict[str, list[Record]]]:
+    """In place of LaRA's."""
+    routes.tables.cache_clear()
+    monkeypatch.setattr(lara, "tables", made_up)
+    return made_up

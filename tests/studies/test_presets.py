@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from tacit.cli import app
 from tacit.studies.noise import FlippedRewards, place_in_group
-from tacit.studies.recipes import configured
+from tacit.studies.recipes import configured, measure_recipe
 from tacit.studies.study import NAMES, PRESETS, find_study, plan_of
 
 
@@ -27,18 +27,18 @@ from tacit.studies.study import NAMES, PRESETS, find_study, plan_of
 def test_every_preset_is_a_sound_plan(name, preset, tmp_path):
     plan = plan_of(find_study(name), preset)
     assert all(seed >= 1000 for seed in plan.seeds) if preset == "calibrate" else plan.seeds[0] == 0
-    for arm in plan.arms:
+    for arm in plan.arms if find_study(name).measure is measure_recipe else ():
         configured(arm.settings, 0, tmp_path / "run", tmp_path if arm.after else None)  # raises where a recipe is wrong
     assert len({claim.id for claim in plan.claims}) == len(plan.claims)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_tiny_preset_from_the_command_line(name, tmp_path, monkeypatch):
+def test_tiny_preset_from_the_command_line(name, tmp_path, monkeypatch, made_up_answers):
     monkeypatch.chdir(tmp_path)
     told = CliRunner().invoke(app, ["study", name, "--preset", "tiny", "--processes", "0", "--force"])
     assert told.exit_code == 0, (told.output, told.exception)
     found = json.loads((tmp_path / "runs" / f"study-{name}-tiny" / "result.json").read_text())
-    assert found["missing"] == [] and found["claims"] and all(claim["contrast"]["n"] == 2 for claim in found["claims"])
+    assert found["missing"] == [] and found["claims"] and all(claim["contrast"]["n"] >= 2 for claim in found["claims"])
     assert "Report: " in told.stdout and (tmp_path / "runs" / f"study-{name}-tiny" / "report.html").stat().st_size > 10_000
     again = CliRunner().invoke(app, ["study", name, "--preset", "tiny", "--judge-only"])
     assert again.exit_code == 0 and again.stdout.count("inconclusive") == told.stdout.count("inconclusive")
