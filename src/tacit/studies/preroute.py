@@ -65,7 +65,7 @@ ROUTERS: dict[str, dict[str, Any]] = {
     "task told": {"route": "task", "task": "told"},
     "task guessed": {"route": "task", "task": "guessed"},
 }
-COST = {"forest": 30.0, "new answerer": 30.0, "sampled words": 20.0, "sampled words, coin": 20.0, "control": 3.0, "tree": 3.0}
+COST = {"always RAG": 5.0, "always LC": 5.0, "forest": 20.0, "new answerer": 15.0, "learned": 3.0}  # the first arms judge the answers
 
 
 def claim(name: str, statement: str, a: str, b: str, metric: str = "score/all", expected: Expected = "a > b", margin: float = 0.0) -> Claim:
