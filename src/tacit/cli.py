@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tacit.routing import commands as routing
+from tacit.studies.study import NAMES as STUDIES
 
 if TYPE_CHECKING:
     from tacit.core.progress import Reporter
@@ -273,7 +274,7 @@ def export_run(
 
 @app.command(epilog=EXIT_CODES)
 def study(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="grpo, stability.", show_default=False)],
+    name: Annotated[str, typer.Argument(metavar="NAME", help=f"{', '.join(STUDIES)}.", show_default=False)],
     preset: Annotated[str, typer.Option(help="tiny, smoke, core, full, or calibrate (on seeds that are never reported).")] = "core",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the records.", show_default="runs/study-NAME-PRESET")] = None,
     arm: Annotated[list[str] | None, typer.Option(help="Measure only this arm; repeat it for several.", show_default="all")] = None,
