@@ -39,6 +39,16 @@ def first_letter(prompts: list[Prompt], completions: list[str]) -> list[Score]:
     return [Score(float(text.startswith(prompt.answer))) for prompt, text in zip(prompts, completions, strict=True)]
 
 
+class ExactNorm(torch.nn.Module):
+    """RMSNorm in the precision of its input; that of transformers goes through float32, whatever the model computes in."""
+
+    weight: torch.Tensor
+    variance_epsilon: float
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * x * (x.square().mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()
+
+
 def policy_of(seed: int = 0, *, lora: bool = False, dtype: torch.dtype = torch.float64, config: TinyConfig = TINY) -> Policy:
     tokenizer = char_tokenizer("abc:")
     model = tiny_model(config, tokenizer, seed=seed, dtype=dtype)
@@ -46,6 +56,10 @@ def policy_of(seed: int = 0, *, lora: bool = False, dtype: torch.dtype = torch.f
     for p in model.parameters():
         if p.ndim == 2:  # small weights, so that every token is drawn now and then
             torch.nn.init.normal_(p, std=0.05, generator=generator)
+    if dtype == torch.float64:
+        for module in model.modules():
+            if type(module).__name__.endswith("RMSNorm"):
+                module.__class__ = ExactNorm
     if lora:
         torch.manual_seed(seed)
         model = add_lora(model, LoraConfig(rank=2, alpha=8, dropout=0.5))

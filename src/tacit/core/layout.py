@@ -1,14 +1,16 @@
-"""How completions are laid out for a forward pass: a row each, several to a row, or all of one prompt in a row that holds the prompt once."""
+"""How completions are laid out for a forward pass: a row each, several to a row, or all in one row that holds every prompt once."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tacit.core.rollouts import Ragged
+from tacit.core.treeattention import Tree
 
 
 def micro_batches(lengths: Tensor, budget: int) -> list[Tensor]:
@@ -33,6 +35,7 @@ class Layout:
     inputs: dict[str, Tensor]
     rows: Tensor
     columns: Tensor
+    tree: Tree | None = None
 
 
 def lay_out(prompts: Ragged, completions: Ragged, pad_id: int, width: int | None) -> Layout:
@@ -54,54 +57,70 @@ def lay_out(prompts: Ragged, completions: Ragged, pad_id: int, width: int | None
     return Layout({"input_ids": ids} | ({"position_ids": positions} if shared else {}), rows, columns - 1)
 
 
-def lay_out_shared(prompts: Ragged, completions: Ragged, pad_id: int, row: Tensor) -> Layout:
-    """Completions in the rows (B,) 0, 1, … that they are given, those of one row after their common prompt, which is there once.
+def lay_out_tree(prompts: Ragged, completions: Ragged) -> Layout:
+    """One row that holds every prompt once, then every completion but its last token, which predicts nothing: no padding.
 
-    `attention_mask` (R, 1, L, L) is true where a token may look. A completion sees the prompt and itself, and its positions continue those of the
-    prompt, so its states are those of a row of its own.
+    Positions of a completion continue those of its prompt; `tree` says which token looks at which. See `treeattention`.
     """
-    before, after = prompts.lengths, completions.lengths
-    end, starts = [0] * (int(row.max()) + 1), list[int]()  # of each row so far; of each completion
-    for place, prompt, completion in zip(row.tolist(), before.tolist(), after.tolist(), strict=True):
-        starts.append(max(end[place], prompt))
-        end[place] = starts[-1] + completion
-    start, shape = torch.tensor(starts), (len(end), max(end))
-    ids, positions = torch.full(shape, pad_id), torch.zeros(shape, dtype=torch.int64)
-    owner = torch.full(shape, -1)  # of a token: 0 the prompt, i + 1 completion i, -1 nobody
-    example, inside = _places(before)
-    ids[row[example], inside], positions[row[example], inside], owner[row[example], inside] = prompts.values, inside, 0
-    example, inside = _places(after)
-    rows, columns = row[example], start[example] + inside
-    ids[rows, columns], positions[rows, columns], owner[rows, columns] = completions.values, before[example] + inside, example + 1
-    looks = (owner[:, None] == 0) | (owner[:, None] == owner[:, :, None])  # (R, query, key)
-    looks &= torch.ones(shape[1], shape[1], dtype=torch.bool).tril()  # a token of nobody sees such tokens before it: some it must
-    predicts = torch.where(inside > 0, columns - 1, before[example] - 1)
-    return Layout({"input_ids": ids, "position_ids": positions, "attention_mask": looks[:, None]}, rows, predicts)
+    first: dict[tuple[int, ...], int] = {}
+    prompt = torch.tensor([first.setdefault(tuple(ids), len(first)) for ids in prompts.to_lists()], dtype=torch.int64)
+    trunk = Ragged.from_lists([list(ids) for ids in first])
+    before, kept = trunk.lengths, (completions.lengths - 1).clamp(min=0)
+    order = torch.argsort(kept, descending=True, stable=True)[: int((kept > 0).sum())]
+    start = torch.zeros_like(kept)  # of each completion in the row
+    start[order] = len(trunk.values) + kept[order].cumsum(0) - kept[order]
+    example, inside = _places(completions.lengths)
+    stays = inside < kept[example]
+    ids = torch.cat([trunk.values, completions.values.new_empty(int(kept.sum()))])
+    positions = torch.cat([_places(before)[1], torch.empty_like(ids[len(trunk.values) :])])
+    at = start[example[stays]] + inside[stays]
+    ids[at], positions[at] = completions.values[stays], (before[prompt[example]] + inside)[stays]
+    predicts = torch.where(inside > 0, start[example] + inside - 1, before.cumsum(0)[prompt[example]] - 1)
+    tree = Tree.of(before, kept[order], prompt[order])
+    return Layout({"input_ids": ids[None], "position_ids": positions[None]}, torch.zeros_like(predicts), predicts, tree)
 
 
-def bundles(prompts: Ragged, completions: Ragged, width: int, budget: float = math.inf) -> tuple[list[Tensor], Tensor]:
-    """Row indices that are best laid out together, and the tokens each bundle takes: rows of one prompt where that is less work, else one each.
+def tree_tokens(prompts: Ragged, completions: Ragged) -> int:
+    """Tokens of the row that `lay_out_tree` would make."""
+    return sum(map(len, {tuple(ids) for ids in prompts.to_lists()})) + int((completions.lengths - 1).clamp(min=0).sum())
 
-    Work is counted in multiplications: 6 * `width` (the hidden size of the model) for each token and layer of a usual block, one for each pair of
-    tokens that attention may compare, which in a row are all. A bundle that would exceed `budget` tokens is cut.
-    """
+
+def families(prompts: Ragged, completions: Ragged, budget: float = math.inf) -> tuple[list[Tensor], Tensor]:
+    """Row indices of each prompt's completions, and their tokens with the prompt counted once. What would exceed `budget` tokens is cut."""
     members: dict[tuple[int, ...], list[int]] = {}
     for i, prompt in enumerate(prompts.to_lists()):
         members.setdefault(tuple(prompt), []).append(i)
     after, found, sizes = completions.lengths.tolist(), list[list[int]](), list[int]()
     for prompt, rows in members.items():
-        bundle, size = list[int](), 0
-        for i in [*rows, None]:
-            if bundle and (i is None or size + after[i] > budget):
-                alone = sum((n := len(prompt) + after[j]) * (6 * width + n) for j in bundle)
-                together = size * (6 * width + size) < alone
-                found += [bundle] if together else [[j] for j in bundle]
-                sizes += [size] if together else [len(prompt) + after[j] for j in bundle]
-                bundle = []
-            if i is not None:
-                size = after[i] + (size if bundle else len(prompt))
-                bundle.append(i)
-    return [torch.tensor(bundle) for bundle in found], torch.tensor(sizes, dtype=torch.int64)
+        for place, i in enumerate(rows):
+            if place == 0 or sizes[-1] + after[i] > budget:
+                found.append([])
+                sizes.append(len(prompt))
+            found[-1].append(i)
+            sizes[-1] += after[i]
+    return [torch.tensor(family) for family in found], torch.tensor(sizes, dtype=torch.int64)
+
+
+def dealt(sizes: Tensor, ranks: int) -> list[list[int]]:
+    """Indices of what each rank gets, the largest first to whoever has the least so far."""
+    shares, loads = [list[int]() for _ in range(ranks)], [0] * ranks
+    for i in torch.argsort(sizes, descending=True, stable=True).tolist():
+        rank = loads.index(min(loads))
+        shares[rank].append(i)
+        loads[rank] += int(sizes[i])
+    return shares
+
+
+def filled(indices: Sequence[int], sizes: Tensor, budget: int) -> list[list[int]]:
+    """Cuts indices into runs of at most `budget` tokens; what is larger stays alone."""
+    runs, used = list[list[int]](), 0
+    for i in indices:
+        if not runs or used + int(sizes[i]) > budget:
+            runs.append([])
+            used = 0
+        runs[-1].append(i)
+        used += int(sizes[i])
+    return runs
 
 
 def _bins(lengths: Tensor, width: int) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from tacit.config import LoraConfig, ModelConfig
 from tacit.core import tiny
-from tacit.core.layout import bundles, micro_batches
+from tacit.core.layout import dealt, families, filled, micro_batches
 from tacit.core.rollouts import Prompt, Ragged, token_index
 from tacit.core.runtime import sharded_like, whole
 from tacit.core.scorer import TokenScorer, TokenStats, evaluating
@@ -117,15 +117,29 @@ class Policy:
     def _budget(self) -> int:
         return MICRO_BATCH_TOKENS.get(self.device.type, 16384)
 
-    def bundles(self, prompts: Ragged, completions: Ragged, budget: int | None = None, *, shared: bool = True) -> tuple[list[Tensor], Tensor]:
-        """Row indices to keep together in a micro-batch, with `shared` those that `score` lets share a prompt, and the tokens each bundle takes."""
-        if shared and self.scorer.shares is None:  # it tries inside a pass of its own, where weights that processes share out are whole
+    def shared_out(self, prompts: Ragged, completions: Ragged, ranks: int, budget: int | None = None, *, shared: bool = True) -> list[list[Tensor]]:
+        """For every rank the row indices of its micro-batches, so that ranks do like work; with `shared`, rows of one prompt stay together.
+
+        A prompt's completions are parted where ranks would have unlike work otherwise.
+        """
+        budget = budget or self._budget
+        if not (shared and self._shares()):
+            lengths = prompts.lengths + completions.lengths
+            order = torch.argsort(lengths, descending=True, stable=True)
+            return [[order[rank::ranks][index] for index in micro_batches(lengths[order[rank::ranks]], budget)] for rank in range(ranks)]
+        total = int(prompts.lengths.sum() + completions.lengths.sum())
+        cuts = [families(prompts, completions, min(budget, total // parts)) for parts in ((1,) if ranks == 1 else (1, 4 * ranks, 16 * ranks))]
+        deals = [(members, sizes, dealt(sizes, ranks)) for members, sizes in cuts]
+        members, sizes, shares = min(deals, key=lambda deal: max(int(deal[1][share].sum()) for share in deal[2]))
+        return [[torch.cat([members[i] for i in run]) for run in filled(share, sizes, budget)] for share in shares]
+
+    def _shares(self) -> bool:
+        """Whether this model can let completions share a prompt."""
+        if self.scorer.shares is None:  # it tries inside a pass of its own, where weights that processes share out are whole
             one = Ragged(torch.tensor([self.pad_id]), torch.tensor([0, 1]))
             with torch.no_grad():
                 self.score(one, one, shared=True)
-        if shared and self.scorer.shares:
-            return bundles(prompts, completions, self.scorer.width, budget or self._budget)
-        return list(torch.arange(len(prompts))[:, None]), prompts.lengths + completions.lengths
+        return bool(self.scorer.shares)
 
     def score(self, prompts: Ragged, completions: Ragged, **wanted: Any) -> TokenStats:
         """One forward pass over these rows, differentiable. `wanted`: temperature=1.0, entropy=False, hidden=False, packed=False, shared=False.
@@ -204,6 +218,14 @@ class Policy:
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
+    def save_whole(self, folder: Path) -> None:
+        """`save`, so that the folder is there whole or not at all, for those that read it meanwhile."""
+        making = folder.with_name(f".{folder.name}.tmp")
+        for old in (making, folder):
+            shutil.rmtree(old, ignore_errors=True)
+        self.save(making)
+        making.replace(folder)
+
 
 def load_policy(
     config: ModelConfig,
@@ -218,14 +240,6 @@ def load_policy(
 
     Raises ValueError with one sentence when no model can be loaded.
     """
-    def save_whole(self, folder: Path) -> None:
-        """`save`, so that the folder is there whole or not at all, for those that read it meanwhile."""
-        making = folder.with_name(f".{folder.name}.tmp")
-        for old in (making, folder):
-            shutil.rmtree(old, ignore_errors=True)
-        self.save(making)
-        making.replace(folder)
-
     dtype = DTYPES[config.dtype]
     source = folder or config.path
     if source is not None:

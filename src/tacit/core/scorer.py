@@ -8,17 +8,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tacit.core.layout import Layout, bundles, lay_out, lay_out_shared
+from tacit.core import treeattention
+from tacit.core.layout import Layout, lay_out, lay_out_tree, tree_tokens
 from tacit.core.logprobs import logits_logprobs, token_logprobs
 from tacit.core.mixedhead import Head
 from tacit.core.rollouts import Ragged
 
 logger = logging.getLogger("tacit")
+WORTH = 0.95  # of the padded tokens of a row each: where a tree takes no less time with fewer
 
 
 @dataclass(slots=True)
@@ -34,8 +37,8 @@ class TokenScorer(nn.Module):
     """Log-probs of completion tokens under a causal LM, the head applied only where a completion token is predicted.
 
     Rows are padded on the right and attention is causal, so padding is never seen and no attention mask is needed. `packed` puts several
-    examples into one row, told apart by positions that start again; `shared` puts the completions of one prompt into one row, kept apart by a
-    mask. A model that does not keep them apart, which is tried once, falls back to a row each.
+    examples into one row, told apart by positions that start again; `shared` computes every prompt once, and no padding, see `treeattention`.
+    A model that does not keep examples apart, which is tried once, falls back to a row each.
     """
 
     def __init__(self, model: PreTrainedModel):
@@ -57,9 +60,8 @@ class TokenScorer(nn.Module):
         packed: bool = False,
         shared: bool = False,
     ) -> TokenStats:
-        row = self._shared_rows(prompts, completions) if shared and self._can_share(pad_id) else None
-        if row is not None:
-            layout = lay_out_shared(prompts, completions, pad_id, row)
+        if shared and self._can_share(pad_id) and self._sharing_pays(prompts, completions):
+            layout = lay_out_tree(prompts, completions)
         else:
             packed = packed and self._can_pack(pad_id)
             layout = lay_out(prompts, completions, pad_id, int((prompts.lengths + completions.lengths).max()) if packed else None)
@@ -81,9 +83,11 @@ class TokenScorer(nn.Module):
 
     def _stats(self, layout: Layout, targets: Tensor, temperature: float = 1.0, entropy: bool = False, hidden: bool = False) -> TokenStats:
         device = next(self.model.parameters()).device
-        inputs = {name: tensor.to(device) for name, tensor in layout.inputs.items()}
+        inputs: dict[str, Any] = {name: tensor.to(device) for name, tensor in layout.inputs.items()}
         if self._plain_head is None:
             self._plain_head = self._head_is_plain(inputs["input_ids"][:1, :8])
+        if layout.tree is not None:  # the mask says that no mask is to be made
+            inputs |= {"tree": layout.tree.to(device), "attention_mask": torch.zeros(1, 1, 1, 1, device=device)}
         at, targets = (layout.rows.to(device), layout.columns.to(device)), targets.to(device)
         if self._plain_head:
             states = self._backbone(**inputs)[at]
@@ -95,20 +99,33 @@ class TokenScorer(nn.Module):
             logp, ent = logits_logprobs(out.logits[at], targets, temperature=temperature, entropy=entropy)
         return TokenStats(logp, ent, states if hidden else None)
 
-    def _backbone(self, **inputs: Tensor) -> Tensor:
+    def _backbone(self, **inputs: Any) -> Tensor:
         return self.model.base_model(**inputs, use_cache=False).last_hidden_state
 
     @torch.no_grad()
     def _can_share(self, pad_id: int) -> bool:
-        """Whether completions that share a row with their prompt get the states they get in rows of their own."""
+        """Whether completions that share their prompt get the states they get in rows of their own. From then on `treeattention` is in place."""
         if self.shares is None:
-            config = self.model.config.get_text_config()
-            slides = set(getattr(config, "layer_types", None) or ()) - {"full_attention"} or getattr(config, "sliding_window", None)
-            usual = self.model.config._attn_implementation == "sdpa" and not slides and self._takes_positions()  # masks mean the same there
-            self.shares = usual and self._tells_apart(partial(lay_out_shared, row=torch.tensor([0, 1, 2, 3, 0, 0])), pad_id)
+            config, text = self.model.config, self.model.config.get_text_config()
+            slides = set(getattr(text, "layer_types", None) or ()) - {"full_attention"} or getattr(text, "sliding_window", None)
+            usual = config._attn_implementation in ("sdpa", treeattention.NAME) and not slides
+            self.shares = usual and self._takes_positions() and self._hands_on() and self._tells_apart_in_trees(pad_id)
             if not self.shares:
                 logger.info("%s mixes completions that share a prompt: each gets a row of its own", type(self.model).__name__)
         return self.shares
+
+    def _tells_apart_in_trees(self, pad_id: int) -> bool:
+        config = self.model.config
+        config._attn_implementation = treeattention.NAME
+        if apart := self._tells_apart(lambda prompts, completions, _: lay_out_tree(prompts, completions), pad_id):
+            return apart
+        config._attn_implementation = "sdpa"
+        return False
+
+    def _hands_on(self) -> bool:
+        """Whether the model's attention is looked up by name, and given the arguments that its layers do not know."""
+        named = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(self.model.base_model.forward).parameters.values())
+        return named and bool(getattr(self.model, "_supports_attention_backend", False))
 
     @torch.no_grad()
     def _can_pack(self, pad_id: int) -> bool:
@@ -119,19 +136,10 @@ class TokenScorer(nn.Module):
                 logger.info("%s mixes the examples of a packed row: each gets a row of its own", type(self.model).__name__)
         return self._keeps_apart
 
-    def _shared_rows(self, prompts: Ragged, completions: Ragged) -> Tensor | None:
-        """(B,) the row of each example; None where sharing saves no work."""
-        found, _ = bundles(prompts, completions, self.width)
-        if len(found) == len(prompts):
-            return None
-        row = torch.empty(len(prompts), dtype=torch.int64)
-        for place, bundle in enumerate(found):
-            row[bundle] = place
-        return row
-
-    @property
-    def width(self) -> int:
-        return self.model.config.get_text_config().hidden_size
+    def _sharing_pays(self, prompts: Ragged, completions: Ragged) -> bool:
+        """Attention along a tree costs some copies: the tokens that it saves must be worth them."""
+        padded = len(prompts) * int((prompts.lengths + completions.lengths).max())
+        return tree_tokens(prompts, completions) <= WORTH * padded
 
     def _takes_positions(self) -> bool:
         return "position_ids" in inspect.signature(self.model.forward).parameters

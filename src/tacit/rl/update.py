@@ -148,11 +148,10 @@ def has_say(batch: RolloutBatch) -> Tensor:
 
 
 def micro_batches_of_rank(agent: Agent, minibatch: RolloutBatch, runtime: Runtime) -> list[Tensor]:
-    """This rank's rows of a mini-batch, dealt out by length so that ranks do like work, in micro-batches; what shares a prompt stays together."""
+    """This rank's rows of a mini-batch, in micro-batches."""
     budget, shared = agent.algorithm.micro_batch_tokens, agent.algorithm.prefix_sharing
-    bundles, sizes = agent.policy.bundles(minibatch.prompt_tokens, minibatch.completions, budget, shared=shared)
-    mine = torch.argsort(sizes, descending=True, stable=True)[runtime.rank :: runtime.world_size]
-    return [torch.cat([bundles[i] for i in mine[index]]) for index in agent.policy.micro_batches(sizes[mine], budget)]
+    prompts, completions = minibatch.prompt_tokens, minibatch.completions
+    return agent.policy.shared_out(prompts, completions, runtime.world_size, budget, shared=shared)[runtime.rank]
 
 
 def _idle(minibatch: RolloutBatch) -> RolloutBatch:
