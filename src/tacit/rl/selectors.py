@@ -44,7 +44,7 @@ def place_in_order(groups: Ints, *keys: Floats) -> Ints:
 def choose(scores: Floats, groups: Ints, counts: Ints, rng: np.random.Generator, explore: float = 0.0) -> NDArray[np.bool_]:
     """(B,) bool: the `counts` (G,) best of each group, G groups in ascending order of their ids; ties at random.
 
-    Each slot goes with probability `explore` to a random member that is not among the best instead. A count beyond its group takes all of it.
+    Each slot goes with probability `explore` to a random one of those that the other slots leave. A count beyond its group takes all of it.
     Depends on the order of the scores only, not on their scale.
     """
     _, inverse, sizes = np.unique(groups, return_inverse=True, return_counts=True)
