@@ -53,6 +53,13 @@ FULL = PLAIN | {
         "kl": {"coefficient": 0.01},
     },
 }
+PIPO = PLAIN | {
+    "steps": 20,
+    "components": [
+        {"name": "pipo", "options": {"window": 3, "xi": "shuffled", "probes": 4}},
+        {"name": "rollback", "options": {"probes": 4, "every": 2, "alpha": 0.99, "damping": 1.0, "most": 99}},
+    ],
+}
 SFT = PLAIN | {"kind": "sft", "batch_size": 8, "max_new_tokens": 6, "micro_batch_tokens": 40, "steps": 40}
 del SFT["sampling"]
 
@@ -92,6 +99,7 @@ def server():
     ("content", "kills"),
     [
         pytest.param(FULL, 3, id="dapo-accumulation"),
+        pytest.param(PIPO, 2, id="pipo-rollback"),
         pytest.param(SFT, 2, id="sft"),
         pytest.param(FULL, 20, id="dapo-accumulation-20", marks=pytest.mark.slow),
         pytest.param(PLAIN, 20, id="grpo-20", marks=pytest.mark.slow),

@@ -160,6 +160,10 @@ class RLLearner(Learner):
     def index(self) -> int:
         return self.trainer.index
 
+    @property
+    def ends(self) -> bool:
+        return bool(self.trainer.ended)
+
     def step(self, dump: Dump | None = None) -> tuple[dict[str, float], list[dict[str, Any]]]:
         step = self.trainer.collect()
         if dump is not None:

@@ -232,3 +232,32 @@ def test_copies_are_copies():
     found = copied(state)
     state["a"][0] += 1
     assert found["a"][0].tolist() == [0, 0] and found["a"][1][1] == 3 and found["b"] is None
+
+
+class InPieces:
+    """A reward that judges elsewhere, so that a step is drawn in pieces, each with its share of the probes."""
+
+    def __init__(self, judge):
+        self.judge, self.calls = judge, 0
+
+    def __call__(self, prompts, completions):
+        return self.judge(prompts, completions)
+
+    def begin(self, prompts, completions):
+        self.calls += 1
+        return lambda: self.judge(prompts, completions)
+
+
+@pytest.mark.parametrize("needs", ["recompute", "behaviour"])
+def test_probes_are_not_annotated_and_every_rollout_keeps_its_own_score(lab, needs):
+    reward = InPieces(lab.first_letter)
+    agent = lab.agent(components=[Rollback(probes=9, every=1)], algorithm={"old_logprobs": needs})
+    step = lab.trainer(agent, reward=reward).step()
+    assert reward.calls == 4 and step.drawn.role.tolist() == [0] * 16 + [2] * 9
+    expected = [score.value for score in lab.first_letter(step.drawn.prompts, step.drawn.texts)]
+    assert step.drawn.reward.tolist() == expected and 0 < sum(expected) < 25
+    assert ("old_logp" in step.drawn) == (needs == "recompute")
+    if needs == "recompute":
+        probes = step.drawn.role[step.drawn.row_of_token] == Role.PROBE
+        assert step.drawn.old_logp.isnan().equal(probes)
+        torch.testing.assert_close(step.drawn.old_logp[~probes], step.drawn.behaviour_logp[~probes], rtol=1e-4, atol=1e-4, check_dtype=False)

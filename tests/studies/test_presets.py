@@ -10,7 +10,7 @@ import sys
 import time
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -50,15 +50,20 @@ class Batch:
 
     group: torch.Tensor
     scored: torch.Tensor
-    reward: torch.Tensor
+    rows: dict[str, torch.Tensor]
+
+    @property
+    def reward(self) -> torch.Tensor:
+        return self.rows["reward"]
 
     def with_columns(self, **columns: torch.Tensor) -> Batch:
-        return replace(self, **columns)
+        return replace(self, rows=self.rows | columns)
 
 
 def test_flipped_rewards_flip_their_share_and_nothing_unscored():
     rows = 4000
-    batch: Any = Batch(torch.arange(rows) // 8, torch.arange(rows) % 5 > 0, (torch.arange(rows) % 2).double())
+    right = (torch.arange(rows) % 2).double()
+    batch: Any = Batch(torch.arange(rows) // 8, torch.arange(rows) % 5 > 0, {"reward": right, "reward/raw": right})
     step, agent = SimpleNamespace(seed=3, index=5), SimpleNamespace(index=0)
     noise: Any = FlippedRewards(0.1)
     flipped = noise.score(step, agent, batch)
@@ -66,6 +71,9 @@ def test_flipped_rewards_flip_their_share_and_nothing_unscored():
     assert 0.08 < changed[batch.scored].double().mean() < 0.12
     assert not changed[~batch.scored].any() and torch.equal(flipped.reward[changed], 1 - batch.reward[changed])
     assert torch.equal(noise.score(step, agent, batch).reward, flipped.reward)  # the same again when resumed
+    assert torch.equal(flipped.rows["reward/raw"], right)
+    deceived = cast(Any, FlippedRewards(0.1, raw=True)).score(step, agent, batch)
+    assert torch.equal(deceived.reward, flipped.reward) and torch.equal(deceived.rows["reward/raw"], flipped.reward)
     assert not torch.equal(noise.score(SimpleNamespace(seed=3, index=6), agent, batch).reward, flipped.reward)
     with pytest.raises(ValueError, match="between 0 and 1"):
         FlippedRewards(1.5)

@@ -92,8 +92,13 @@ class Agent:
             self.mirror.keep_reference()
 
     def annotate(self, batch: RolloutBatch) -> RolloutBatch:
-        """One forward pass that fills what somebody needs and is not there yet, and another one under the reference."""
+        """One forward pass that fills what somebody needs and is not there yet, and another one under the reference. Probes only get NaN."""
         wanted = self.needs - set(batch.tokens)
+        if wanted and (probes := batch.role == Role.PROBE).any():
+            found, left = self.annotate(batch.select(~probes)), batch.select(probes)
+            shapes = {name: column.shape[1:] for name, column in found.tokens.items() if name in wanted}
+            left = left.with_columns(**{name: torch.full((len(left.token), *shape), torch.nan) for name, shape in shapes.items()})
+            return RolloutBatch.cat([found, left]).select(probes.long().argsort(stable=True).argsort())  # in the order that they came in
         options: dict[str, Any] = {"temperature": self.sampling.temperature, "micro_batch_tokens": self.algorithm.micro_batch_tokens}
         if wanted & {"old_logp", "entropy", "hidden"}:
             stats = self.mirror.token_stats(batch.prompt_tokens, batch.completions, entropy="entropy" in wanted, hidden="hidden" in wanted, **options)

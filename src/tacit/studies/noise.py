@@ -18,17 +18,21 @@ FLIPS = 2**20  # keeps these random numbers apart from those that draw tokens: n
 
 
 class FlippedRewards(Component):
-    """A reward r becomes 1 - r with probability `rate`, anew for every rollout: 0.5 leaves no information. The raw reward stays in 'reward/raw'."""
+    """A reward r becomes 1 - r with probability `rate`, anew for every rollout: 0.5 leaves no information.
 
-    def __init__(self, rate: float):
+    The raw reward stays in 'reward/raw', unless `raw` says that this is what the verifier itself does: then nothing knows better.
+    """
+
+    def __init__(self, rate: float, raw: bool = False):
         if not 0 <= rate <= 1:
             raise ValueError(f"rate of flipped rewards must lie between 0 and 1, not {rate}")
-        self.rate = rate
+        self.rate, self.raw = rate, raw
 
     def score(self, step: Step, agent: Agent, batch: RolloutBatch) -> RolloutBatch:
         keys = row_keys(step.seed, step.index, batch.group.numpy(), place_in_group(batch.group), agent=agent.index)
         flipped = torch.from_numpy(uniforms(keys, FLIPS) < self.rate) & batch.scored
-        return batch.with_columns(reward=torch.where(flipped, 1 - batch.reward, batch.reward))
+        columns = ("reward", "reward/raw") if self.raw else ("reward",)
+        return batch.with_columns(**{name: torch.where(flipped, 1 - batch.rows[name], batch.rows[name]) for name in columns})
 
 
 def place_in_group(groups: torch.Tensor) -> list[int]:

@@ -53,7 +53,7 @@ def measure(
                 busy.remove(cell)
                 if isinstance(outcome, str):
                     failed[cell] = outcome
-                    after = [c for c in waiting if starting_point(plan.arm(c.arm), c.seed) == cell]
+                    after = following(plan, waiting, cell)
                     failed |= dict.fromkeys(after, f"{cell}, which it starts from, failed")
                     waiting[:] = [c for c in waiting if c not in after]
                     reporter.warning(f"{cell} failed: {outcome}")
@@ -75,16 +75,26 @@ def measure(
 
 
 def needed(plan: Plan, records: Records, wanted: Sequence[Cell], done: Mapping[Cell, Record]) -> list[Cell]:
-    """The cells of `wanted` without a record and the cells they start from, where their folder is not here, in the order of the plan."""
+    """The cells of `wanted` without a record, after those that they start from where their folder is not here."""
     missing: list[Cell] = []
+
+    def add(cell: Cell) -> None:
+        start = starting_point(plan.arm(cell.arm), cell.seed)
+        if start is not None and not (start in done and records.work(start).is_dir()):
+            add(start)
+        if cell not in missing:
+            missing.append(cell)
+
     for cell in wanted:
         if cell not in done:
-            start = starting_point(plan.arm(cell.arm), cell.seed)
-            if start is not None and start not in missing and not (start in done and records.work(start).is_dir()):
-                missing.append(start)
-            if cell not in missing:
-                missing.append(cell)
+            add(cell)
     return missing
+
+
+def following(plan: Plan, waiting: Sequence[Cell], cell: Cell) -> list[Cell]:
+    """The cells of `waiting` that start from this one, and those that start from them."""
+    found = [c for c in waiting if starting_point(plan.arm(c.arm), c.seed) == cell]
+    return found + [later for one in found for later in following(plan, waiting, one)]
 
 
 def next_ready(plan: Plan, waiting: Sequence[Cell], busy: Sequence[Cell]) -> Cell | None:
