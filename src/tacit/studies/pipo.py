@@ -212,7 +212,8 @@ def stability(evaluations: Sequence[float | None]) -> dict[str, float]:
     """Of accuracies in the order of the run, the first before training."""
     x = np.array([value for value in evaluations if value is not None], np.float64)
     fall = np.maximum.accumulate(x) - x
-    return {"last5": float(x[-5:].mean()), "auc": float(x[1:].mean()), "drawdown": float(fall.max()), "kept": float(x[-5:].mean() / max(x.max(), 1e-9))}
+    last5, best = float(x[-5:].mean()), max(float(x.max()), 1e-9)
+    return {"last5": last5, "auc": float(x[1:].mean()), "drawdown": float(fall.max()), "kept": last5 / best}
 
 
 MEANS = {
