@@ -26,6 +26,7 @@ from tacit.generation.sampler import Sampler
 from tacit.job import run
 from tacit.rewards.base import Score, load_reward
 from tacit.rewards.evaluation import evaluate
+from tacit.rewards.pool import close_all
 from tacit.rewards.programs import ProgramTests
 from tacit.sft.examples import CompletionLoss
 from tacit.sft.measure import measured, verified
@@ -57,8 +58,8 @@ TASKS: dict[str, dict[str, Any]] = {
     },
 }
 BINS = {task["task"]["name"]: task["bins"] for task in TASKS.values()}
-RATES = (3e-4, 1e-3, 3e-3)  # tried in the preset `calibrate`, on two seeds
-BEST = {"multiplication": 3e-3, "programs": 3e-3}  # of those, by the mean hard-bin accuracy of plain SFT
+RATES = (3e-4, 1e-3, 3e-3)  # tried in the preset `calibrate`
+BEST = {"multiplication": 3e-4, "programs": 1e-3}  # of those, by the hard-bin accuracy of plain SFT, on seeds 1000 and 1001, and 1000
 LAM = 0.5
 SELECTED = {"formula": "v2"}
 MIXED = {"kind": "wmss", "lam": LAM, "selection": {"formula": "none"}}
@@ -111,7 +112,7 @@ def plan(preset: str) -> Plan:
         chosen = {"multiplication": ARMS, "programs": {name: ARMS[name] for name in CONTROLS}}
         return Plan(tuple(arms(chosen, warm=10, steps=2, prompts=32)), (0,), tuple(claims(chosen)), PROPERTIES)
     if preset == "calibrate":
-        tried = {f"{name} {rate:g}": ARMS[name] | {"lr": rate / WARM_LR} for name in ("sft", "d0", "joint", "wmss") for rate in RATES}
+        tried = {f"{name} {rate:g}": ARMS[name] | {"lr": rate / WARM_LR} for name in ("sft", "joint") for rate in RATES}
         return Plan(tuple(arms(dict.fromkeys(TASKS, tried), rates=dict.fromkeys(TASKS, WARM_LR))), (CALIBRATION, CALIBRATION + 1))
     if preset == "core":
         chosen = {"multiplication": ARMS, "programs": {name: ARMS[name] for name in CONTROLS}}
@@ -229,6 +230,7 @@ def sampled(config: SFTConfig, policy: Policy) -> dict[str, float]:
     held = task.heldout(config.evaluation.prompts // 8)
     sampler = Sampler(decoder_for(policy), policy, max_new_tokens=config.max_new_tokens)
     found = evaluate(sampler, held, load_reward(config.reward, task), samples=8, seed=GREEDY_SEED)
+    close_all()  # sandboxes of this cell: a process measures many
     return {"sampled": found.interval().mean, "pass@8": verified(found.rewards, held)["pass@8"]}
 
 
