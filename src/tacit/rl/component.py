@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from tacit.rl.update import Update
 
 COMPONENTS = {
+    "cbs": "tacit.rl.rollout_bandit:CBS",
     "pipo": "tacit.rl.pipo:PIPO",
     "rollback": "tacit.rl.rollback:Rollback",
+    "selector": "tacit.rl.selectors:Selector",
+    "true_value": "tacit.rl.true_value:TrueValue",
 }  # the names a recipe may use, beside package.module:Class and file.py:Class
 
 
