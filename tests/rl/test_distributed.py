@@ -15,6 +15,8 @@ import tacit
 import tacit.rl.update as update_module
 from tacit.core.checkpoint import CheckpointStore
 from tacit.core.runtime import Runtime, whole
+from tacit.rl.pipo import PIPO
+from tacit.rl.rollback import Rollback
 from tacit.rl.trainer import Trainer
 
 # Five prompts and rows of unlike lengths: the ranks get unequal numbers of rows and of micro-batches, and one row too few for a share each.
@@ -31,13 +33,14 @@ OPTIMISER = {"lr": 0.02, "warmup": 2, "schedule": "cosine", "weight_decay": 0.01
 STEPS = 2
 
 
-def trainer_of(lab: Any, runtime: Runtime, algorithm: dict[str, Any], agents: int = 1, **sampling: Any) -> Trainer:
+def trainer_of(lab: Any, runtime: Runtime, algorithm: dict[str, Any], agents: int = 1, components: Any = (), **sampling: Any) -> Trainer:
     made = []
     for index in range(agents):
         policy = lab.policy(seed=index)
         mirror = lab.policy(seed=index) if runtime.sharded else None
         runtime.distribute(policy.scorer)
         options = {"sampling": SAMPLING | sampling, "optimiser": OPTIMISER, "mirror": mirror, "steps": STEPS, "index": index}
+        options |= {"components": list(components)}
         made.append(lab.agent(policy, algorithm=algorithm, **options))
     return Trainer(made, lab.letters(), lab.first_letter, runtime=runtime)
 
@@ -109,13 +112,18 @@ def resumed_run(lab: Any, runtime: Runtime, folder: Path) -> dict[str, Any]:
 
 
 def other_runs(lab: Any, runtime: Runtime) -> dict[str, Any]:
-    """Two agents with ReMax, whose greedy rollouts share the pool; and a single prompt, which leaves a second rank without rollouts."""
+    """Two agents with ReMax, whose greedy rollouts share the pool; a single prompt, which leaves a second rank without rollouts; PIPO and a rollback."""
     found = {}
     for name, trainer in {
         "two agents": trainer_of(lab, runtime, {"advantage": "remax"}, agents=2),
         "one prompt": trainer_of(lab, runtime, {"epochs": 2}, prompts=1),
     }.items():
         found[name] = described(trainer, [trainer.step()])
+    guard: Any = Rollback(probes=7, every=1)
+    verdicts = iter([False, False, False, True, False])  # the fourth step takes the policy back
+    guard.test.harmed = lambda scores: next(verdicts)
+    trainer = trainer_of(lab, runtime, {"minibatch_rows": 9}, components=[PIPO(window=2, constant=0.5), guard])
+    found["pipo and rollback"] = described(trainer, [trainer.step() for _ in range(5)])
     return found
 
 
@@ -182,13 +190,16 @@ def test_the_test_tests_what_it_should(two, alone):
         assert two[way]["ranks agree"]
     assert max(m["data/rounds"] for m in alone["full"]["metrics"]) == 2
     assert all(m["optimiser/grad_norm"] > 1e-3 and m["optimiser/steps"] >= 4 for m in alone["full"]["metrics"])
+    verified = alone["pipo and rollback"]["metrics"]
+    assert [m.get("agent0/replay/optimiser/steps") for m in verified] == [None, None, 3, None, None]
+    assert [m["rollback/harm"] for m in verified] == [0, 0, 0, 1, 0]
     assert {0, 1} == set(alone["two agents"]["drawn by"][0])
     assert not any(two["ddp"]["sharded"])
     assert all(two["fsdp2"]["sharded"]) and not any(two["fsdp2"]["mirror sharded"])
 
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp2"])
-@pytest.mark.parametrize("run", ["full", "two agents", "one prompt"])
+@pytest.mark.parametrize("run", ["full", "two agents", "one prompt", "pipo and rollback"])
 def test_two_processes_are_as_one(two, alone, way, run):
     found, expected = dict(two[way][run]), dict(alone[run])
     found.pop("micro-batches", None), expected.pop("micro-batches", None)
