@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 import torch
 
@@ -20,7 +21,8 @@ FLIPS = 2**20  # keeps these random numbers apart from those that draw tokens: n
 class FlippedRewards(Component):
     """A reward r becomes 1 - r with probability `rate`, anew for every rollout: 0.5 leaves no information.
 
-    The raw reward stays in 'reward/raw', unless `raw` says that this is what the verifier itself does: then nothing knows better.
+    The raw reward stays in 'reward/raw', unless `raw` says that this is what the verifier itself does: then nothing knows better. The column
+    'noise/flipped' marks the rollouts, for those who count.
     """
 
     def __init__(self, rate: float, raw: bool = False):
@@ -32,7 +34,29 @@ class FlippedRewards(Component):
         keys = row_keys(step.seed, step.index, batch.group.numpy(), place_in_group(batch.group), agent=agent.index)
         flipped = torch.from_numpy(uniforms(keys, FLIPS) < self.rate) & batch.scored
         columns = ("reward", "reward/raw") if self.raw else ("reward",)
-        return batch.with_columns(**{name: torch.where(flipped, 1 - batch.rows[name], batch.rows[name]) for name in columns})
+        changed = {name: torch.where(flipped, 1 - batch.rows[name], batch.rows[name]) for name in columns}
+        return batch.with_columns(**changed, **{"noise/flipped": flipped.double()})
+
+
+class GuessedCorrect(Component):
+    """A verifier with a small answer space: wrong completions whose checksum modulo `answers` is that of the right one count as right.
+
+    About 1 in `answers` does, always the same ones: the derivation was wrong and the answer came out. 'noise/guessed' marks them.
+    """
+
+    def __init__(self, answers: int = 5):
+        if answers < 2:
+            raise ValueError(f"an answer space needs at least 2 answers, not {answers}")
+        self.answers = answers
+
+    def score(self, step: Step, agent: Agent, batch: RolloutBatch) -> RolloutBatch:
+        said = [
+            crc32(text.encode()) % self.answers == crc32(str(p.answer).encode()) % self.answers
+            for p, text in zip(batch.prompts, batch.texts, strict=True)
+        ]
+        guessed = torch.tensor(said) & batch.scored & (batch.reward < 1)
+        changed = {name: torch.where(guessed, 1.0, batch.rows[name]) for name in ("reward", "reward/raw")}
+        return batch.with_columns(**changed, **{"noise/guessed": guessed.double()})
 
 
 def place_in_group(groups: torch.Tensor) -> list[int]:
