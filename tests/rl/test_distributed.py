@@ -28,6 +28,7 @@ FULL: dict[str, Any] = {
     "kl": {"coefficient": 0.05, "importance_weighted": True},
     "importance_cap": 2.0,
 }
+PLAIN = {"prefix_sharing": False, "skip_silent": False}
 SAMPLING = {"prompts": 5, "group_size": 5, "max_new_tokens": 4}
 OPTIMISER = {"lr": 0.02, "warmup": 2, "schedule": "cosine", "weight_decay": 0.01}
 STEPS = 2
@@ -39,8 +40,8 @@ def trainer_of(lab: Any, runtime: Runtime, algorithm: dict[str, Any], agents: in
         policy = lab.policy(seed=index)
         mirror = lab.policy(seed=index) if runtime.sharded else None
         runtime.distribute(policy.scorer)
-        options = {"sampling": SAMPLING | sampling, "optimiser": OPTIMISER, "mirror": mirror, "steps": STEPS, "index": index}
-        options |= {"components": list(components)}
+        options: dict[str, Any] = {"sampling": SAMPLING | sampling, "optimiser": OPTIMISER, "mirror": mirror, "steps": STEPS}
+        options |= {"index": index, "components": list(components)}
         made.append(lab.agent(policy, algorithm=algorithm, **options))
     return Trainer(made, lab.letters(), lab.first_letter, runtime=runtime)
 
@@ -90,10 +91,10 @@ class Watch:
         update_module.objective, update_module.clip_and_step = self._objective, self._step
 
 
-def full_run(lab: Any, runtime: Runtime, folder: Path) -> dict[str, Any]:
+def full_run(lab: Any, runtime: Runtime, folder: Path, more: dict[str, Any] | None = None) -> dict[str, Any]:
     """Two steps, with a checkpoint in between that rank 0 writes."""
     with Watch(runtime) as watch:
-        trainer = trainer_of(lab, runtime, FULL)
+        trainer = trainer_of(lab, runtime, FULL | (more or {}))
         first = trainer.step()
         state = trainer.state_dict()
         if runtime.is_main:
@@ -111,12 +112,12 @@ def resumed_run(lab: Any, runtime: Runtime, folder: Path) -> dict[str, Any]:
     return described(trainer, [trainer.step()])
 
 
-def other_runs(lab: Any, runtime: Runtime) -> dict[str, Any]:
-    """Two agents with ReMax, whose greedy rollouts share the pool; a single prompt, which leaves a second rank without rollouts; PIPO and a rollback."""
+def other_runs(lab: Any, runtime: Runtime, more: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Two agents with ReMax, whose greedy rollouts share the pool; a single prompt, which leaves a second rank idle; PIPO and a rollback."""
     found = {}
     for name, trainer in {
-        "two agents": trainer_of(lab, runtime, {"advantage": "remax"}, agents=2),
-        "one prompt": trainer_of(lab, runtime, {"epochs": 2}, prompts=1),
+        "two agents": trainer_of(lab, runtime, {"advantage": "remax", **(more or {})}, agents=2),
+        "one prompt": trainer_of(lab, runtime, {"epochs": 2, **(more or {})}, prompts=1),
     }.items():
         found[name] = described(trainer, [trainer.step()])
     guard: Any = Rollback(probes=7, every=1)
@@ -163,8 +164,9 @@ def two(tmp_path_factory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def alone(lab, tmp_path_factory) -> dict[str, Any]:
+    """With every saving off: nothing shared, nothing skipped."""
     runtime = Runtime(device="cpu")
-    return {"full": full_run(lab, runtime, tmp_path_factory.mktemp("alone")), **other_runs(lab, runtime)}
+    return {"full": full_run(lab, runtime, tmp_path_factory.mktemp("alone"), PLAIN), **other_runs(lab, runtime, PLAIN)}
 
 
 def assert_equal(found: Any, expected: Any, place: str = "") -> None:
