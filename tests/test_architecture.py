@@ -43,6 +43,7 @@ OTHER_NAMES = {
     "bs4": "beautifulsoup4",
     "markdown_it": "markdown_it_py",
     "sklearn": "scikit_learn",
+    "faiss": "faiss_cpu",
 }  # distributions that are not called after their module
 
 LONGEST_FILE = 400  # lines; a longer one has a second reason to exist

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tacit.retrieval import commands as retrieval
 from tacit.routing import commands as routing
 from tacit.studies.study import NAMES as STUDIES
 
@@ -364,3 +365,4 @@ def sentence(error: Exception) -> str:
 
 
 routing.add_to(app, errors_in_one_sentence)
+retrieval.add_to(app, errors_in_one_sentence)

@@ -1,0 +1,90 @@
+"""Words of every script; TF-IDF, LSA and BM25 against values by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tacit.retrieval.lexical import BM25, LSA, TfIdf, tokens
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("The Graph-based NETWORKS of 2020 are a x", ["graph-ba", "networks"]),
+        ("ﬁne naïve Straße", ["fine", "naïve", "straße"]),
+        ("обучение моделей", ["обучение", "моделей"]),
+        ("हिन्दी भाषा।", ["हिन्दी", "भाषा"]),
+        ("深度学习 for 猫", ["深度", "度学", "学习", "猫"]),
+        ("BERT模型", ["bert", "模型"]),
+        ("العربية", ["العربية"]),
+        ("  \n…—!", []),
+    ],
+)
+def test_tokens(text, expected):
+    assert tokens(text) == expected
+
+
+@given(st.text())
+def test_any_text_has_tokens_that_are_their_own(text):
+    found = tokens(text)
+    assert all(0 < len(word) <= 8 for word in found)
+    assert tokens(text.upper().lower()) == tokens(text.upper().lower().lower())
+
+
+def test_tfidf_by_hand():
+    """N = 3; df(cats) = 2, df(dogs) = 1: idf ln(4/2.5) and ln(4/1.5). The first text has cats twice."""
+    space = TfIdf(["cats cats dogs", "cats", ""])
+    cats, dogs = (1 + math.log(2)) * math.log(4 / 2.5), math.log(4 / 1.5)
+    length = math.hypot(cats, dogs)
+    assert space.documents.toarray() == pytest.approx(np.array([[cats / length, dogs / length], [1, 0], [0, 0]]))
+    assert space.scores("dogs unknown") == pytest.approx([dogs / length, 0, 0])
+    assert space.scores("") == pytest.approx([0, 0, 0])
+
+
+def test_a_word_that_is_everywhere_still_weighs_a_little():
+    assert TfIdf(["cats dogs", "cats"]).idf[0] == pytest.approx(math.log(3 / 2.5))
+    assert TfIdf(["cats"] * 9).idf[0] == pytest.approx(math.log(10 / 9.5)) > 0
+
+
+def test_lsa_of_full_rank_is_tfidf_between_documents():
+    texts = ["cats sleep", "cats dogs", "dogs sleep bone", "graph theory", "graph bone"]
+    space = TfIdf(texts)
+    full = LSA(space, rank=4)
+    assert full.basis.shape == (6, 4) and np.linalg.norm(full.documents, axis=1) == pytest.approx(np.ones(5))
+    assert full.basis.T @ full.basis == pytest.approx(np.eye(4), abs=1e-9)
+    assert full.scores("cats sleep").argmax() == 0
+    assert LSA(space, rank=2).scores("cats sleep") == pytest.approx(LSA(space, rank=2).scores("cats sleep"))
+    with pytest.raises(ValueError, match="LSA needs at least two documents and two words, not 1 and 2"):
+        LSA(TfIdf(["cats sleep"]))
+
+
+def test_bm25_by_hand():
+    """N = 3, lengths 3, 1, 2, mean 2; df(dogs) = 1, df(cats) = 2; k1 1.2, b 0.75."""
+    bm25 = BM25([["cats", "cats", "dogs"], ["cats"], ["sleep", "well"]])
+
+    def part(df: int, tf: int, length: int) -> float:
+        return math.log(1 + (3 - df + 0.5) / (df + 0.5)) * tf / (tf + 1.2 * (0.25 + 0.75 * length / 2))
+
+    both = [part(2, 2, 3) + part(1, 1, 3), part(2, 1, 1), 0]
+    assert bm25.scores(["cats", "dogs"]) == pytest.approx(both, abs=1e-6)
+    assert bm25.scores(["dogs", "dogs"])[0] == pytest.approx(2 * part(1, 1, 3), abs=1e-6)
+    assert bm25.scores(["unknown"]).tolist() == bm25.scores([]).tolist() == [0, 0, 0]
+
+
+def test_bm25_of_nothing():
+    assert BM25([]).scores(["cats"]).shape == (0,)
+    assert BM25([[], []]).scores(["cats"]).tolist() == [0, 0]
+    assert BM25([[], ["cats"]]).scores(["cats"])[0] == 0
+
+
+def test_a_missing_library_is_named(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "bm25s", None)
+    with pytest.raises(ValueError, match=r"pip install 'tacit\[retrieval\]'"):
+        BM25([["cats"]])
