@@ -28,7 +28,7 @@ FULL: dict[str, Any] = {
     "kl": {"coefficient": 0.05, "importance_weighted": True},
     "importance_cap": 2.0,
 }
-PLAIN = {"prefix_sharing": False, "skip_silent": False}
+PLAIN = {"prefix_sharing": False}
 SAMPLING = {"prompts": 5, "group_size": 5, "max_new_tokens": 4}
 OPTIMISER = {"lr": 0.02, "warmup": 2, "schedule": "cosine", "weight_decay": 0.01}
 STEPS = 2
@@ -164,7 +164,7 @@ def two(tmp_path_factory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def alone(lab, tmp_path_factory) -> dict[str, Any]:
-    """With every saving off: nothing shared, nothing skipped."""
+    """Every completion in a row of its own."""
     runtime = Runtime(device="cpu")
     return {"full": full_run(lab, runtime, tmp_path_factory.mktemp("alone"), PLAIN), **other_runs(lab, runtime, PLAIN)}
 

@@ -17,6 +17,7 @@ from tacit.core.rollouts import RolloutBatch
 from tacit.core.runtime import Runtime
 from tacit.rl.agent import Agent, bind_loss
 from tacit.rl.losses import LOSSES, PolicyLoss
+from tacit.rl.step import Step
 from tacit.rl.update import KLTerm, LossInputs, Meter, Update, micro_batches_of_rank, run_update
 
 MODES = ["token-mean", "token-sum", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm"]
@@ -183,6 +184,36 @@ def test_sharing_prompts_changes_nothing(lab, watch, loss, budget):
     assert watch.gradients[0].abs().max() > 1e-3
     for name in ("loss/policy", "optimiser/grad_norm"):
         assert metrics[1][name] == pytest.approx(metrics[0][name], abs=1e-12)
+
+
+def trained_by(lab, watch: Watch, aggregation: str, **algorithm: Any) -> dict[str, float]:
+    """One planned update of four groups: of unlike lengths, with empty completions, with rows that nobody could score, and one that agrees."""
+    prompts, lengths = [[3, 2, 4, 3], [5, 2], [3, 3, 4, 3, 2], [5]], [1, 4, 0, 5, 3, 0, 2, 2, 5, 1, 4, 3, 2, 0, 5, 1]
+    rows = [(prompts[i // 4], [2 + (i + j) % 4 for j in range(n)]) for i, n in enumerate(lengths)]
+    reward = [0.0, 1.0, 1.0, 0.5, 1.0, 1.0, 1.0, 1.0, 0.0, 2.0, 1.0, 0.0, 1.0, 0.0, 0.0, 3.0]
+    scored = [i not in (3, 8, 13) for i in range(16)]
+    batch = lab.batch(rows, group=[i // 4 for i in range(16)], sample=list(range(16)), reward=reward, scored=scored, finished=[True] * 16)
+    agent = lab.agent(algorithm={"aggregation": aggregation, **algorithm}, sampling={"max_new_tokens": 5}, optimiser={"max_grad_norm": None})
+    if algorithm.get("micro_batch_tokens"):
+        agent.policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+    step = Step(0, 0)
+    step.add(batch, agent.keep(step, batch))
+    [update] = agent.plan(step, agent.select(step, agent.credit(step)))
+    return run_update(agent, update, 0, RUNTIME, (0,))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_all_savings_together_change_nothing(lab, watch, mode):
+    """Shared prompts, silent rows left out, micro-batches and gradient checkpointing, against none of them."""
+    plain = trained_by(lab, watch, mode, prefix_sharing=False, skip_silent=False)
+    assert sorted(i for rows in watch.rows for i in rows) == [0, 1, 2, 4, 5, 6, 7, 9, 10, 11, 12, 14, 15], "what has a score"
+    watch.rows.clear()
+    saving = trained_by(lab, watch, mode, micro_batch_tokens=16)
+    assert sorted(i for rows in watch.rows for i in rows) == [0, 1, 9, 11, 12, 14, 15] and len(watch.rows) > 1, "tokens and an advantage"
+    assert watch.losses[1] == pytest.approx(watch.losses[0], abs=1e-9) and watch.gradients[0].abs().max() > 1e-3
+    assert_close(watch.gradients[1], watch.gradients[0], rtol=0, atol=1e-9)
+    for name in ("loss/policy", "optimiser/grad_norm"):
+        assert saving[name] == pytest.approx(plain[name], abs=1e-9)
 
 
 def test_only_losses_that_say_so_are_silent(lab):

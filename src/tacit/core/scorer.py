@@ -21,7 +21,7 @@ from tacit.core.mixedhead import Head
 from tacit.core.rollouts import Ragged
 
 logger = logging.getLogger("tacit")
-WORTH = 0.95  # of the padded tokens of a row each: where a tree takes no less time with fewer
+WORTH = 0.9  # of the padded tokens of a row each: with more, a tree takes as long as rows, or a little longer (docs/speed.md)
 
 
 @dataclass(slots=True)
