@@ -212,6 +212,8 @@ class CBS(Selector):
     def compare(self, step: Step, agent: Agent, scores: Floats, found: Floats, candidates: RolloutBatch) -> None:
         """How well scores and features rank the fresh rollouts by their true value, and what a linear map of all ten explains of it."""
         fresh = (candidates.source != Source.REPLAYED).numpy() & candidates.rows[TRUTH].isfinite().numpy()
+        if not fresh.any():
+            return
         truth = candidates.rows[TRUTH].numpy()[fresh]
         told = {f"cbs/spearman_{name}": spearman(found[fresh, i], truth) for i, name in enumerate(FEATURES)}
         told |= {"cbs/spearman": spearman(scores[fresh], truth), "cbs/explained": explained(found[fresh], truth)}
