@@ -307,13 +307,30 @@ def study(
 
 
 @app.command(epilog=EXIT_CODES)
-def doctor() -> None:
-    """Say what is there: versions, devices, data sets, guards of the sandbox."""
+def doctor(
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="[RECIPE]", help="YAML file of a run to look into; without one, the machine.", show_default=False)
+    ] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.", show_default=False)] = None,
+) -> None:
+    """Say what is there: versions, devices, data sets, guards; or whether a recipe will run here, and in how much memory. 2: something is wrong."""
     with errors_in_one_sentence():
-        from tacit.doctor import findings
+        if recipe is None:
+            from tacit.doctor import findings
 
-        for what, how in findings():
-            print(f"{what + ': ':<34}{how}")
+            for what, how in findings():
+                print(f"{what + ':':<34}{how}")
+            return
+        from tacit.config import load
+
+        config = load(recipe, overrides or [])
+        from tacit.checkup import Checkup
+
+        checkup = Checkup(config)
+        for finding in checkup.findings():
+            print(f"{finding.what + ':':<34}{'WRONG: ' if finding.wrong else ''}{finding.how}", flush=True)
+        if not checkup.sound:
+            raise typer.Exit(WRONG_INPUT)
 
 
 def make_reporter() -> Reporter:
