@@ -259,6 +259,7 @@ def sample(
 def export_run(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.", show_default=False)],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write.", show_default="RUN/export")] = None,
+    step: Annotated[int | None, typer.Option(help="A policy that the run kept on the way (keep: every).", show_default="the last or best")] = None,
     adapter: Annotated[bool, typer.Option("--adapter", help="The LoRA adapter alone, for peft.")] = False,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.", show_default="that of the run")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the output folder.")] = False,
@@ -270,7 +271,7 @@ def export_run(
 
         if dtype not in (None, "float32", "bfloat16", "float16"):
             raise ValueError(choice("--dtype", dtype, ["float32", "bfloat16", "float16"]))
-        print(f"Exported: {export(run, output, adapter=adapter, dtype=dtype, force=force)}")
+        print(f"Exported: {export(run, output, step=step, adapter=adapter, dtype=dtype, force=force)}")
 
 
 @app.command(epilog=EXIT_CODES)

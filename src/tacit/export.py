@@ -28,23 +28,28 @@ class ExportError(ValueError):
     """Nothing can be exported; why, and what to do, in one sentence."""
 
 
-def export(run: Path, output: Path | None = None, *, adapter: bool = False, dtype: str | None = None, force: bool = False) -> Path:
-    """Writes the policy of a finished run to `output` (default: RUN/export), whole or not at all, and returns it.
+def export(
+    run: Path, output: Path | None = None, *, step: int | None = None, adapter: bool = False, dtype: str | None = None, force: bool = False
+) -> Path:
+    """Writes the policy of a finished run to `output` (default: RUN/export), whole or not at all, and returns it; with `step`, one that it kept.
 
     Merged weights as `transformers` and vLLM read them, bit for bit those of the run unless `dtype` (float32, bfloat16, float16) is given; with
     `adapter` the LoRA adapter as peft reads it. Raises ExportError when the run is not finished or has no adapter, and when `output` is there
     without `force`.
     """
-    policy = run / "policy"
+    policy = run / "policy" if step is None else run / "kept" / f"step-{step:08d}"
     if not (run / "config.yaml").is_file():
         raise ExportError(f"{run} holds no run; give the output folder of `tacit train`")
+    if step is not None and not policy.is_dir():
+        kept = ", ".join(str(int(path.name.removeprefix("step-"))) for path in sorted((run / "kept").glob("step-*"))) or "none"
+        raise ExportError(f"{run} has not kept the policy of step {step}; the steps that it kept: {kept}")
     if not policy.is_dir() or not (run / "result.json").is_file():
         raise ExportError(f"{run} is not finished, so there is nothing to export yet; finish it with --resume")
     if adapter and not (policy / "adapter").is_dir():
         raise ExportError(f"{run} was trained without LoRA, so it has no adapter; export the whole weights, without --adapter")
     if adapter and dtype:
         raise ExportError("--dtype converts whole weights; leave it out with --adapter")
-    output = output or run / "export"
+    output = output or run / ("export" if step is None else f"export-{step}")
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not force:
         raise ExportError(f"{output} is there already; choose another --output, or replace it with --force")
 
@@ -58,7 +63,7 @@ def export(run: Path, output: Path | None = None, *, adapter: bool = False, dtyp
             (making / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", encoding="utf-8")
         shutil.copy(run / "config.yaml", making / RECIPE)
         shutil.copy(run / "result.json", making / RESULT)
-        (making / CARD).write_text(card(run, config, adapter=adapter, dtype=dtype), encoding="utf-8")
+        (making / CARD).write_text(card(run, config, step=step, adapter=adapter, dtype=dtype), encoding="utf-8")
         if output.is_dir():
             shutil.rmtree(output)
         making.replace(output)
@@ -95,7 +100,7 @@ def generation_settings(there: Mapping[str, Any], config: RLConfig | SFTConfig) 
 # --- the model card ---
 
 
-def card(run: Path, config: RLConfig | SFTConfig, *, adapter: bool, dtype: str | None) -> str:
+def card(run: Path, config: RLConfig | SFTConfig, *, step: int | None = None, adapter: bool, dtype: str | None) -> str:
     """README.md as the hub reads it. It says what the run recorded, and nothing else."""
     found = read_run(run, run.name, most_text=0)
     result = found.result or {}
@@ -119,6 +124,8 @@ def card(run: Path, config: RLConfig | SFTConfig, *, adapter: bool, dtype: str |
         "completions": f"up to {config.completion_limit} tokens",
         **{name: str(value) for name, value in (result.get("environment") or {}).items() if value is not None},
     }
+    if step is not None:
+        facts["step"] = f"{step}, kept on the way: the numbers above are those of the run's end"
     return (
         f"---\n{yaml.safe_dump(about, sort_keys=False)}---\n\n# {run.name}\n\n{said.headline}. {said.sentence}\n\n"
         f"One seed. Whether the gain holds over seeds, this run does not say.\n\n"

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from tacit.config import SFTConfig, WMSSConfig
 from tacit.core.fit import Fit
 from tacit.core.policy import Policy, load_policy
@@ -150,7 +152,7 @@ class WMSSLearner(Supervised):
         check_vocabularies(policy, self.weak)
         self.notes = (cost(policy, self.weak, frozen=config.frozen),)
         self.per_round = config.steps // config.rounds
-        self.round, self.start, self.chosen = -1, policy.state_dict(), list[int]()
+        self.round, self.start, self.chosen = -1, dict[str, Tensor](), list[int]()
         self.fit: Fit | None = None
 
     @property
@@ -172,7 +174,8 @@ class WMSSLearner(Supervised):
         self.round += 1
         if self.round:
             self._past_self_becomes_weak(self.start)
-        self.start = {name: tensor.clone() for name, tensor in self.policy.state_dict().items()}
+        again = self.round + 1 < self.config.rounds  # else nobody asks for it, and it takes as much memory as the model
+        self.start = {name: tensor.clone() for name, tensor in self.policy.state_dict().items()} if again else {}
         every = CompletionLoss(self.policy, self.task, **self.options)
         examples = every.encode([self.task.prompt_at(i, self.config.seed) for i in range(self.config.examples)])
         weak, strong = (entropies(policy, examples, self.config.micro_batch_tokens) for policy in (self.weak, self.policy))
@@ -203,7 +206,7 @@ class WMSSLearner(Supervised):
         return self.measured(self.policy, self.task, found) | told
 
     def state_dict(self) -> dict[str, Any]:
-        weak = {name: p.detach().clone() for name, p in self.weak.model.named_parameters()}
+        weak = {name: p.detach() for name, p in self.weak.model.named_parameters()}
         fit = None if self.fit is None else self.fit.state_dict()
         state = {"policy": self.policy.state_dict(), "weak": weak, "start": self.start, "round": self.round, "chosen": self.chosen, "fit": fit}
         return state | {"best": self.best.state_dict()}
@@ -222,9 +225,9 @@ class WMSSLearner(Supervised):
 
 
 def load_weak(config: WMSSConfig, task: Task, runtime: Runtime) -> Policy:
-    """The policy of a finished run, or of a folder or hub id that transformers loads."""
+    """The policy of a finished run, or of a folder or hub id that transformers loads. Where adapters train, and it trains too, it gets its own."""
     run = Path(config.weak) / "policy"
-    model = config.model.model_copy(update={"path": config.weak, "tiny": None, "lora": None})
+    model = config.model.model_copy(update={"path": config.weak, "tiny": None} | ({"lora": None} if config.frozen else {}))
     bf16 = config.runtime.precision == "bf16"
     folder = run if run.is_dir() else None
     return load_policy(model, alphabet=task.alphabet, seed=config.seed, device=runtime.device, bf16=bf16, folder=folder)

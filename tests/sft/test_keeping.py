@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from tacit.config import KINDS
 from tacit.core.policy import load_policy
+from tacit.export import ExportError, export
 from tacit.job import run
 from tacit.learners import SFTLearner
 
@@ -66,6 +67,16 @@ def test_policies_are_kept_and_each_is_an_ordinary_model(tmp_path):
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "run/kept" / kept[1]).num_parameters() > 0
     second = run(recipe(tmp_path / "weak", "wmss", steps=2, init=str(tmp_path / "run"), weak=str(tmp_path / "run/kept" / kept[0]), examples=8))
     assert second.result["measured"]["weak_loss"] != second.result["measured"]["loss"]
+
+
+def test_a_kept_policy_can_be_exported(tmp_path):
+    run(recipe(tmp_path / "run", steps=4, keep="every", keep_every=2))
+    folder = export(tmp_path / "run", step=2)
+    assert folder == tmp_path / "run/export-2"
+    assert all(torch.equal(weights(folder)[name], t) for name, t in weights(tmp_path / "run/kept/step-00000002").items())
+    assert "- step: 2, kept on the way" in (folder / "README.md").read_text() and "- step:" not in (export(tmp_path / "run") / "README.md").read_text()
+    with pytest.raises(ExportError, match="has not kept the policy of step 3; the steps that it kept: 2, 4"):
+        export(tmp_path / "run", step=3)
 
 
 @pytest.mark.parametrize("best_by", ["loss", "verifier"])

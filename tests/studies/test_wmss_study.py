@@ -64,8 +64,8 @@ def test_a_program_is_run_once():
     try:
         first = reward([prompt, prompt], ["x+3", "x-3"])
         handed_in = reward.sandbox.submit
-        reward.sandbox.submit = lambda *a, **k: pytest.fail("run again")  # pyright: ignore[reportAttributeAccessIssue]
+        reward.sandbox.submit = lambda *a, **k: pytest.fail("run again")
         assert reward([prompt], ["x+3"]) == first[:1] and isinstance(first[0], Score) and [s.value for s in first] == [1.0, 0.0]
-        reward.sandbox.submit = handed_in  # pyright: ignore[reportAttributeAccessIssue]
+        reward.sandbox.submit = handed_in
     finally:
         reward.close()

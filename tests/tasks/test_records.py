@@ -61,7 +61,7 @@ def test_default_verdict(write_jsonl):
         ([{"prompt": 5}], {}, "line 1: column 'prompt' is int, not text"),
         ([{"prompt": "a"}], {"columns": {"answer": "a"}}, "line 1: there is no column 'a', only prompt"),
         ([{"prompt": "a"}], {"columns": {"id": "key"}}, "line 1: there is no column 'key', only prompt"),
-        ([{"prompt": "a"}], {"columns": {"question": "a"}}, r"task\.columns maps prompt, answer, id .* there is no 'question'"),
+        ([{"prompt": "a"}], {"columns": {"question": "a"}}, r"task\.columns maps prompt, answer, id, messages .* there is no 'question'"),
         ([{"prompt": "a", "id": 1}, {"prompt": "b"}, {"prompt": "c", "id": 1}], {}, "line 3: the id '1' stands on line 1 already"),
         ([{"prompt": "a"}, '{"prompt": "b"', {"prompt": "c"}], {}, "line 2: this is not valid JSON"),
         ([{"prompt": "a"}], {}, "leaves nothing to train on"),
@@ -74,3 +74,45 @@ def test_mistakes_are_told_in_one_sentence(rows, options, told, write_jsonl):
     with pytest.raises(DataError, match=told) as caught:
         Records(str(write_jsonl("mine.jsonl", rows)), **options)
     assert "\n" not in str(caught.value)
+
+
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "a?"},
+    {"role": "assistant", "content": "b"},
+    {"role": "user", "content": "c?"},
+    {"role": "assistant", "content": "d"},
+]
+
+
+def test_each_turn_of_the_assistant_is_an_answer(write_jsonl):
+    rows = [{"id": "x", "messages": TALK, "level": 3}, {"messages": [{"role": "user", "content": "e?"}, {"role": "assistant", "content": "f"}]}]
+    task = Records(str(write_jsonl("talk.jsonl", rows)), heldout_share=0.5)
+    first, second = task.train
+    assert (first.id, first.answer, first.info) == ("x/3", "b", {"level": 3, "chat_turns": TALK[:2]})
+    assert (second.id, second.answer, second.info["chat_turns"]) == ("x/5", "d", TALK[:4])
+    assert second.text == "system: Be brief.\nuser: a?\nassistant: b\nuser: c?"
+    (held,) = task.heldout(1)  # a conversation is held out whole
+    assert (held.id, held.text, task.solve(held), task.verify(held, "f")) == ("talk.jsonl:2", "e?", "f", 1)
+
+
+def test_messages_may_have_another_name_and_a_prompt_comes_first(write_jsonl):
+    task = Records(str(write_jsonl("talk.jsonl", [{"talk": TALK}, {"talk": TALK[1:3]}])), {"messages": "talk"}, heldout_share=0.5)
+    assert [p.answer for p in task.train] == ["b", "d"]
+    task = Records(str(write_jsonl("both.jsonl", [{"prompt": "p", "messages": [1]}, {"prompt": "q"}])), heldout_share=0.5)
+    assert task.train[0].info == {"messages": [1]}
+
+
+@pytest.mark.parametrize(
+    ("messages", "told"),
+    [
+        ("hello", "column 'messages' must be a list of messages with role and content"),
+        ([{"content": "a"}], "column 'messages' must be a list of messages with role and content"),
+        ([{"role": "user", "content": ["a"]}], "the content of message 1 in column 'messages' is not text"),
+        ([{"role": "user", "content": "a"}], "the assistant answers nothing in column 'messages', so there is nothing to learn from"),
+        ([{"role": "assistant", "content": "a"}], "the assistant answers nothing"),
+    ],
+)
+def test_conversations_that_cannot_be_learnt_from_are_told(write_jsonl, messages, told):
+    with pytest.raises(DataError, match=rf"talk\.jsonl, line 2: {told}"):
+        Records(str(write_jsonl("talk.jsonl", [{"messages": TALK}, {"messages": messages}])))

@@ -7,6 +7,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from tacit.config import LoraConfig, ModelConfig
 from tacit.core import tiny
 from tacit.core.layout import dealt, families, filled, micro_batches
-from tacit.core.rollouts import Prompt, Ragged, token_index
+from tacit.core.rollouts import TURNS, Prompt, Ragged, token_index
 from tacit.core.runtime import sharded_like, whole
 from tacit.core.scorer import TokenScorer, TokenStats, evaluating
 
@@ -80,6 +81,8 @@ class Policy:
         if self.chat:
             found = [self._in_template(prompt) for prompt in prompts]
         else:
+            if talk := next((prompt for prompt in prompts if TURNS in prompt.info), None):
+                raise ValueError(f"prompt {talk.id!r} is a conversation: set model.chat: true, and take a model whose tokenizer has a chat template")
             found = self._encode([prompt.text for prompt in prompts], add_special_tokens=True)
             found = [ids[:-1] if ids and ids[-1] in self.stop_ids else ids for ids in found]  # tokenizers that close every text
         for prompt, ids in zip(prompts, found, strict=True):
@@ -92,12 +95,23 @@ class Policy:
         return self.encode_completions([text])[0]
 
     def encode_completions(self, texts: Sequence[str]) -> list[list[int]]:
-        end = self.tokenizer.eos_token_id if self.tokenizer.eos_token_id is not None else min(self.stop_ids)
-        return [[*ids, end] for ids in self._encode(texts, add_special_tokens=False)]  # pyright: ignore[reportReturnType]
+        return [[*ids, self._end] for ids in self._encode(texts, add_special_tokens=False)]
+
+    @cached_property
+    def _end(self) -> int:
+        """The token that ends a completion to learn: in chat the one that the template puts behind the assistant's words, where it ends one."""
+        if self.chat:
+            said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+            ids: Any = self.tokenizer.apply_chat_template(said, tokenize=True, return_dict=False)
+            if (last := next((i for i in reversed(ids) if i in self.stop_ids), None)) is not None:
+                return last
+        end = self.tokenizer.eos_token_id
+        return end if isinstance(end, int) else min(self.stop_ids)
 
     def _in_template(self, prompt: Prompt) -> list[int]:
-        turns = [{"role": "system", "content": self.system}] if self.system else []
-        turns.append({"role": "user", "content": prompt.text})
+        turns = list(prompt.info.get(TURNS) or [{"role": "user", "content": prompt.text}])
+        if self.system and turns[0]["role"] != "system":
+            turns.insert(0, {"role": "system", "content": self.system})
         return list(self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False))  # pyright: ignore[reportReturnType]
 
     def _encode(self, texts: Sequence[str], **options: Any) -> list[list[int]]:

@@ -37,6 +37,10 @@ class Source(IntEnum):
     REPLAYED = 2
 
 
+TURNS = "chat_turns"
+"""In `Prompt.info`: the turns of a conversation so far, {role, content} each, where a prompt is more than one question."""
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """One question. `id` names it for good; `answer` and `info` are what a verifier needs to judge a completion."""

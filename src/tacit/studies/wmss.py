@@ -6,7 +6,7 @@ Controls: SFT with as many steps, with twice as many (the compute of two models)
 D0, a temperature in place of the weak model; weak logits of wrong tokens in random places; a random subset as large as the selector's; λ = 1.
 
 Numbers are of greedy completions unless they say otherwise; the primary one is the accuracy in the hard bin. What the paper calls the base is here
-the checkpoint after a quarter of SFT, since a model from scratch has no other past that knows anything.
+the checkpoint after a fifth of SFT, since a model from scratch has no other past that knows anything.
 """
 
 from __future__ import annotations

@@ -6,16 +6,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tacit.core.rollouts import Prompt
+from tacit.core.rollouts import TURNS, Prompt
 from tacit.tasks.data import DataError
 from tacit.tasks.finite import Finite
 from tacit.tasks.tables import HUB, Row, hub_rows, rows
 
-ROLES = ("prompt", "answer", "id")
+ROLES = ("prompt", "answer", "id", "messages")
 
 
 class Records(Finite):
     """`columns` says which column is prompt, answer and id where they are named otherwise; all others reach the reward by name.
+
+    A row without a prompt may hold a conversation instead, `messages`, a list of {role, content}: each turn of the assistant is an answer, and all
+    before it its prompt.
 
     Held out are the records of the file `heldout`, or else the last `heldout_share` of this one; a record whose prompt is held out word
     for word is not trained on. The answer may be missing where the reward does not need it.
@@ -35,12 +38,12 @@ class Records(Finite):
         if not 0 < share < 1:
             raise DataError(f"heldout_share must lie between 0 and 1, not at {share}")
         self.columns = {role: role for role in ROLES} | dict(columns or {})
-        records = self._prompts(source, found)
         if held is not None:
-            test = self._prompts(*held)
+            records, test = self._prompts(source, found), self._prompts(*held)
         else:
-            kept = len(records) - max(1, round(share * len(records)))
-            records, test = records[:kept], records[kept:]
+            kept = len(found) - max(1, round(share * len(found)))
+            seen = dict[str, str]()
+            records, test = self._prompts(source, found[:kept], seen), self._prompts(source, found[kept:], seen)
         super().__init__(records, test)
         if not self.train:
             raise DataError(f"{source} leaves nothing to train on: all its prompts are held out; add more, or others as task.options.heldout")
@@ -55,22 +58,53 @@ class Records(Finite):
     def baselines(self) -> dict[str, float]:
         return {}
 
-    def _prompts(self, source: str, found: Sequence[Row]) -> list[Prompt]:
-        names, seen, prompts = self.columns, dict[str, str](), list[Prompt]()
+    def _prompts(self, source: str, found: Sequence[Row], seen: dict[str, str] | None = None) -> list[Prompt]:
+        """`seen`: ids, and where they stand."""
+        names, seen, prompts = self.columns, {} if seen is None else seen, list[Prompt]()
         renamed = [column for role, column in names.items() if column != role]  # asked for by name: they must be there
         for place, row in found:
-            if missing := [column for column in (names["prompt"], *renamed) if column not in row]:
+            talk = names["messages"] in row and names["prompt"] not in row
+            if missing := [column for column in ([] if talk else [names["prompt"]]) + renamed if column not in row]:
                 raise DataError(f"{source}, {place}: there is no column {missing[0]!r}, only {', '.join(row)}")
+            if talk:
+                prompts += self._turns(source, place, row, seen)
+                continue
             text = row[names["prompt"]]
             if not isinstance(text, str):
                 raise DataError(f"{source}, {place}: column {names['prompt']!r} is {type(text).__name__}, not text")
-            key = str(row.get(names["id"], f"{Path(source).name}:{place.split()[1]}"))
-            if key in seen:
-                raise DataError(f"{source}, {place}: the id {key!r} stands on {seen[key]} already; ids name a record for good")
-            seen[key] = place
-            info: dict[str, Any] = {k: v for k, v in row.items() if k not in names.values()}
-            prompts.append(Prompt(key, text, row.get(names["answer"]), info))
+            key = self._key(source, place, row, seen)
+            prompts.append(Prompt(key, text, row.get(names["answer"]), self._others(row, "prompt", "answer", "id")))
         return prompts
+
+    def _turns(self, source: str, place: str, row: Mapping[str, Any], seen: dict[str, str]) -> list[Prompt]:
+        """A prompt for each turn of the assistant in a conversation."""
+        turns, column = row[self.columns["messages"]], self.columns["messages"]
+        if not isinstance(turns, list | tuple) or not all(isinstance(t, Mapping) and isinstance(t.get("role"), str) for t in turns):
+            raise DataError(f"{source}, {place}: column {column!r} must be a list of messages with role and content")
+        if bad := next((n for n, turn in enumerate(turns, 1) if not isinstance(turn.get("content"), str)), None):
+            raise DataError(f"{source}, {place}: the content of message {bad} in column {column!r} is not text")
+        answers = [n for n, turn in enumerate(turns) if n and turn["role"] == "assistant"]
+        if not answers:
+            raise DataError(f"{source}, {place}: the assistant answers nothing in column {column!r}, so there is nothing to learn from")
+        key = self._key(source, place, row, seen)
+        found = list[Prompt]()
+        for n in answers:
+            before = [{"role": turn["role"], "content": turn["content"]} for turn in turns[:n]]
+            text = before[0]["content"] if n == 1 else "\n".join(f"{turn['role']}: {turn['content']}" for turn in before)
+            name = key if len(answers) == 1 else f"{key}/{n + 1}"
+            found.append(Prompt(name, text, turns[n]["content"], self._others(row, *ROLES) | {TURNS: before}))
+        return found
+
+    def _key(self, source: str, place: str, row: Mapping[str, Any], seen: dict[str, str]) -> str:
+        key = str(row.get(self.columns["id"], f"{Path(source).name}:{place.split()[1]}"))
+        if key in seen:
+            raise DataError(f"{source}, {place}: the id {key!r} stands on {seen[key]} already; ids name a record for good")
+        seen[key] = place
+        return key
+
+    def _others(self, row: Mapping[str, Any], *roles: str) -> dict[str, Any]:
+        """The columns that are none of these."""
+        return {k: v for k, v in row.items() if k not in [self.columns[role] for role in roles]}
 
 
 class HubRecords(Records):
