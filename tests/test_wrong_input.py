@@ -214,7 +214,7 @@ MISTAKES = {
     "algorithm.advantage=gropo": "unknown advantage 'gropo': choose one of",
     "algorithm.loss=clipp": "unknown loss 'clipp': choose one of",
     "algorithm.advantage=mine.py:number": "is no function but of type int",
-    "components=[{name: pipoo}]": "component must be pipo, rollback or file.py:Class, not 'pipoo'; did you mean 'pipo'?",
+    "components=[{name: pipoo}]": "or file.py:Class, not 'pipoo'; did you mean 'pipo'?",
     "kind=ppo": "must be rl, sft or wmss",
     "model.path=somewhere": "give either model.path or model.tiny, not both",
     "model.tiny=null": "name the policy: model.path, model.tiny or init",
@@ -240,6 +240,21 @@ def test_a_mistake_is_answered_by_one_sentence_that_names_the_fix(override):
     Path("records.jsonl").write_text("\n".join(f'{{"prompt": "{i}:", "answer": "{i}"}}' for i in range(50)))
     Path("mine.py").write_text("number = 1\n\n\ndef score(prompt):\n    return 1.0\n")
     assert MISTAKES[override] in sentence(train(override))
+    assert not Path("run").exists()
+
+
+def test_a_mistake_that_shows_in_the_first_step_leaves_nothing_and_one_that_shows_later_leaves_the_run():
+    Path("first.py").write_text("def loss(logp, *_, **__):\n    return logp.mean()\n")
+    changes = {"algorithm": {"loss": "first.py:loss", "skip_silent": False, "advantage": "reinforce_pp"}, "reward": "mine.py:score"}
+    Path("mine.py").write_text("def score(prompt, completion, answer):\n    return float(len(completion))\n")
+    assert "must return a PolicyLoss" in sentence(train(**changes))
+    assert not Path("run").exists()
+    Path("late.py").write_text(
+        "from tacit.rl.component import Component\n\n\nclass Late(Component):\n    def verify(self, step, agent):\n"
+        "        if step.index == 1:\n            raise OSError(28, 'no space left')\n"
+    )
+    assert "no space left" in sentence(train(components=[{"name": "late.py:Late"}]))
+    assert Path("run/checkpoints").exists()
 
 
 def test_a_recipe_that_was_mended_runs_in_the_same_folder():

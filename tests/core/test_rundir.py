@@ -37,6 +37,56 @@ def test_a_new_run(tmp_path):
     assert (run.path / "config.yaml").read_text().index("b:") < (run.path / "config.yaml").read_text().index("a:")
 
 
+def failing(path, error, act):
+    with RunDirectory(path) as run:
+        run.write_config({})
+        run.metrics.append(0, {"eval/loss": 1.0})
+        run.checkpoints.save(0, {"step": 0})
+        (run.path / "tensorboard").mkdir()
+        act(run)
+        raise error
+
+
+def fails_in(path, error, act=lambda run: None):
+    with pytest.raises(type(error)):
+        failing(path, error, act)
+
+
+def test_a_run_that_fails_before_its_first_step_leaves_nothing_that_it_made(tmp_path):
+    (tmp_path / "there").mkdir()
+    fails_in(tmp_path / "there" / "runs" / "x", ValueError())
+    assert list((tmp_path / "there").iterdir()) == []
+    fails_in(tmp_path / "there", RuntimeError())  # a folder that was there stays
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_folders_that_hold_something_else_stay(tmp_path):
+    fails_in(tmp_path / "runs" / "x", ValueError(), lambda run: (tmp_path / "runs" / "mine").mkdir())
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda run: run.metrics.append(1, {}),
+        lambda run: (run.path / "dumps").mkdir(),
+        lambda run: (run.path / "items.jsonl").write_text("{}"),
+    ],
+    ids=["a step was learnt from", "a dump", "answers of an evaluation"],
+)
+def test_what_was_worth_its_time_is_kept(act, tmp_path):
+    fails_in(tmp_path / "x", ValueError(), act)
+    assert {"config.yaml", "metrics.jsonl", "checkpoints"} <= {path.name for path in (tmp_path / "x").iterdir()}
+
+
+def test_an_interrupted_run_and_a_resumed_one_are_kept(tmp_path):
+    fails_in(tmp_path / "x", KeyboardInterrupt())
+    assert (tmp_path / "x" / "config.yaml").exists()
+    with pytest.raises(ValueError, match="later"), RunDirectory(tmp_path / "x", resume=True):
+        raise ValueError("later")
+    assert (tmp_path / "x" / "config.yaml").exists()
+
+
 # --- who may write ---
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -20,6 +21,7 @@ from tacit.core.checkpoint import Checkpoint, CheckpointStore
 logger = logging.getLogger("tacit")
 
 LOCK, CONFIG = ".lock", "config.yaml"
+FOLDERS = ("checkpoints", "tensorboard")  # of a run that has not begun
 
 
 class RunDirectoryError(ValueError):
@@ -34,11 +36,13 @@ class RunDirectory:
         samples.jsonl   completions to look at
         checkpoints/    see CheckpointStore
 
-    Raises RunDirectoryError when another process holds it, or when it holds an earlier run and `resume` is not set.
+    As a context it leaves nothing that it made when an error ends it before the first step: what was wrong can be mended, and the same command
+    given again. Raises RunDirectoryError when another process holds it, or when it holds an earlier run and `resume` is not set.
     """
 
     def __init__(self, path: str | Path, *, resume: bool = False, keep: int = 2):
         self.path, self.resume = Path(path), resume
+        self._made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]  # innermost first
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = Lock(self.path)
@@ -47,20 +51,22 @@ class RunDirectory:
         except OSError as error:
             raise RunDirectoryError(f"{self.path} cannot be an output folder: {error.strerror}; choose another output") from error
         try:
-            self._refuse_what_is_there()
+            self._fresh = self._refuse_what_is_there()
         except RunDirectoryError:
             self.close()
             raise
-        self.checkpoints = CheckpointStore(self.path / "checkpoints", keep)
+        self.checkpoints = CheckpointStore(self.path / FOLDERS[0], keep)
         self.metrics = JsonLines(self.path / "metrics.jsonl")
         self.samples = JsonLines(self.path / "samples.jsonl")
 
-    def _refuse_what_is_there(self) -> None:
+    def _refuse_what_is_there(self) -> bool:
+        """Whether there is nothing."""
         content = {entry.name for entry in self.path.iterdir() if not entry.name.startswith(".")}
         if content and CONFIG not in content:
             raise RunDirectoryError(f"{self.path} is not empty and holds no run of tacit (it has {min(content)}); choose another output")
         if content and not self.resume:
             raise RunDirectoryError(f"{self.path} already holds a run; continue it with --resume, or choose another output")
+        return not content
 
     def restore(self) -> Checkpoint | None:
         """The newest whole checkpoint, the logs cut back to its step; None for a run that has to start from the beginning.
@@ -92,8 +98,30 @@ class RunDirectory:
     def __enter__(self) -> RunDirectory:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, Exception) and self._fresh and not self._begun():
+            self._remove()
         self.close()
+
+    def _begun(self) -> bool:
+        """Whether a step was learnt from, or there is anything else to be kept: dumps, answers of an evaluation."""
+        written = {entry.name for entry in self.path.iterdir()}
+        return bool(written - set(self._logs) - set(FOLDERS)) or any(record["step"] > 0 for record in self.metrics.records())
+
+    @property
+    def _logs(self) -> tuple[str, ...]:
+        return LOCK, CONFIG, self.metrics.path.name, self.samples.path.name
+
+    def _remove(self) -> None:
+        """What this run wrote, and the folders it made as far as nobody else has put anything into them."""
+        for name in FOLDERS:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        for name in self._logs:
+            (self.path / name).unlink(missing_ok=True)
+        for folder in self._made:
+            if any(folder.iterdir()):
+                return
+            folder.rmdir()
 
 
 class JsonLines:
