@@ -60,6 +60,13 @@ PIPO = PLAIN | {
         {"name": "rollback", "options": {"probes": 4, "every": 2, "alpha": 0.99, "damping": 1.0, "most": 99}},
     ],
 }
+CBS = PLAIN | {
+    "steps": 20,
+    "components": [
+        {"name": "cbs", "options": {"mode": "global", "rounds": 3, "warmup": 3, "probes": 4, "control": "difficulty", "window": 2}},
+        {"name": "pipo", "options": {"window": 3}},
+    ],
+}
 SFT = PLAIN | {"kind": "sft", "batch_size": 8, "max_new_tokens": 6, "micro_batch_tokens": 40, "steps": 40}
 del SFT["sampling"]
 
@@ -100,6 +107,7 @@ def server():
     [
         pytest.param(FULL, 3, id="dapo-accumulation"),
         pytest.param(PIPO, 2, id="pipo-rollback"),
+        pytest.param(CBS, 2, id="cbs-pipo"),
         pytest.param(SFT, 2, id="sft"),
         pytest.param(FULL, 20, id="dapo-accumulation-20", marks=pytest.mark.slow),
         pytest.param(PLAIN, 20, id="grpo-20", marks=pytest.mark.slow),
