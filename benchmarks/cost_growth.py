@@ -28,6 +28,7 @@ from tacit.core.policy import Policy
 from tacit.core.rollouts import Prompt, Ragged, RolloutBatch
 from tacit.core.runtime import Runtime
 from tacit.core.tiny import char_tokenizer, tiny_model
+from tacit.generation.decoders import decoder_for
 from tacit.rewards.base import each
 from tacit.rl.agent import Agent
 from tacit.rl.trainer import Trainer
@@ -64,7 +65,7 @@ def agent_of(point: Point) -> Agent:
     policy = Policy(model, char_tokenizer(LETTERS))
     policy.stop_ids = frozenset()
     sampling = SamplingConfig(prompts=point["prompts"], group_size=point["group"], max_new_tokens=point["new"])
-    return Agent(policy, optimiser=OptimiserConfig(lr=1e-6), sampling=sampling)
+    return Agent(policy, optimiser=OptimiserConfig(lr=1e-6), sampling=sampling, decoder=decoder_for(policy, threads=1))
 
 
 def trainer_of(point: Point) -> Trainer:
