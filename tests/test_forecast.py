@@ -137,11 +137,19 @@ def test_wmss_counts_the_weak_model_and_a_frozen_one_for_less() -> None:
     trained = parts(config, weak=weak)
     assert trained["weak model"] == 2400 and trained["its optimiser states"] == 4800 and trained["gradients of the weak model"] == 2400
     assert trained["activations"] == 180 * (2 * 544 + 96) + 180 * (544 + 96)
-    assert trained["file being written"] == 12000 + 4000 + 2400 + 4800
+    assert trained["file being written"] == 12000 + 2400 + 4800 and "strong model as the round began" not in trained
+    again = parts(config.model_copy(update={"rounds": 2}), weak=weak)
+    assert again["strong model as the round began"] == 4000 and again["file being written"] == 12000 + 4000 + 2400 + 4800
     frozen = parts(config.model_copy(update={"frozen": True}), weak=weak)
     assert frozen["activations"] == 180 * (2 * 544 + 96)
-    assert frozen["file being written"] == 12000 + 4000 + 2400
+    assert frozen["file being written"] == 12000 + 2400
     assert "its optimiser states" not in frozen
+
+
+def test_the_best_policy_and_kept_ones_are_counted() -> None:
+    best, plain = (parts(sft(**how, evaluation={"every": 2})) for how in ({"keep": "best"}, {}))
+    assert best["best policy so far"] == 4000 and best["file being written"] == plain["file being written"] + 4000
+    assert disk(sft(steps=10, keep="every", keep_every=3), SMALL) == disk(sft(steps=10), SMALL) + 3 * SMALL.weights
 
 
 def test_checkpointing_keeps_the_inputs_of_layers_and_one_layer() -> None:

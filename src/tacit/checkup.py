@@ -143,7 +143,9 @@ class Checkup:
 
     def _weak(self, config: WMSSConfig) -> Policy:
         assert self.task is not None
-        return skeleton(config, config.model.model_copy(update={"tiny": None, "lora": None}), run_or_model(config.weak), self.task)
+        return skeleton(
+            config, config.model.model_copy(update={"tiny": None} | ({"lora": None} if config.frozen else {})), run_or_model(config.weak), self.task
+        )
 
     def _lengths(self) -> Iterator[Finding]:
         if (policy := self.policy) is None or self.task is None:

@@ -212,9 +212,12 @@ def _always(config: RLConfig | SFTConfig, sizes: Sizes, process: int, device: st
         yield Part("reference policy", sizes.weights, "always", "a copy of the weights, for algorithm.kl")
     if weak is not None and isinstance(config, WMSSConfig):
         yield Part("weak model", weak.weights, "always", _times(weak.parameters, weak.element))
-        yield Part("strong model as the round began", sizes.trained * sizes.element, "always", _times(sizes.trained, sizes.element))
+        if config.rounds > 1:
+            yield Part("strong model as the round began", sizes.trained * sizes.element, "always", _times(sizes.trained, sizes.element))
         if not config.frozen:
             yield Part("its optimiser states", 2 * weak.trained * weak.element, "always", "two moments of " + _times(weak.trained, weak.element))
+    if isinstance(config, SFTConfig) and config.restores_best:
+        yield Part("best policy so far", sizes.trained * sizes.element, "always", _times(sizes.trained, sizes.element))
     if several and sharers == 1:
         yield Part("gradients of all processes", sizes.trained * sizes.element, "always", "added up in one piece")
 
@@ -253,17 +256,22 @@ def _learning(config: RLConfig | SFTConfig, sizes: Sizes, micro: MicroBatch, dev
 
 
 def saved_bytes(config: RLConfig | SFTConfig, sizes: Sizes, weak: Sizes | None = None) -> int:
-    """Bytes of a checkpoint: what trains with both moments; under wmss the weak model and the strong one of the round's beginning as well."""
+    """Bytes of a checkpoint: what trains with both moments; the best policy so far; under wmss the weak model, and the strong one of the round's
+    beginning where another round follows."""
     found = 3 * sizes.trained * sizes.element
+    if isinstance(config, SFTConfig) and config.restores_best:
+        found += sizes.trained * sizes.element
     if weak is not None and isinstance(config, WMSSConfig):
-        found += weak.weights + sizes.trained * sizes.element + (0 if config.frozen else 2 * weak.trained * weak.element)
+        start = sizes.trained * sizes.element if config.rounds > 1 else 0
+        found += weak.weights + start + (0 if config.frozen else 2 * weak.trained * weak.element)
     return found
 
 
 def disk(config: RLConfig | SFTConfig, sizes: Sizes, weak: Sizes | None = None) -> int:
-    """Bytes that a run writes at most: the checkpoints it keeps and one more while it is written, dumps, and the policy at the end."""
+    """Bytes that a run writes at most: the checkpoints it keeps and one more while it is written, dumps, policies on the way and at the end."""
     dumps = sum(config.dump.wants(step) for step in range(1, config.steps + 1)) if isinstance(config, RLConfig) else 0
-    return (config.checkpoint.keep + 1 + dumps) * saved_bytes(config, sizes, weak) + sizes.weights
+    policies = 1 + (config.steps // config.keep_every if isinstance(config, SFTConfig) and config.keep_every else 0)
+    return (config.checkpoint.keep + 1 + dumps) * saved_bytes(config, sizes, weak) + policies * sizes.weights
 
 
 def _times(count: int, size: int) -> str:
