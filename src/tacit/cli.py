@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -382,5 +382,11 @@ def sentence(error: Exception) -> str:
     return f"{place}{error.strerror[:1].lower()}{error.strerror[1:]}"
 
 
+def write_search(found: Mapping[str, Any], page: Path) -> Path:
+    from tacit.report.search import write_page
+
+    return write_page(found, page)
+
+
 routing.add_to(app, errors_in_one_sentence)
-retrieval.add_to(app, errors_in_one_sentence)
+retrieval.add_to(app, errors_in_one_sentence, make_reporter, write_search)

@@ -48,7 +48,7 @@ def test_tfidf_by_hand():
 
 def test_a_word_that_is_everywhere_still_weighs_a_little():
     assert TfIdf(["cats dogs", "cats"]).idf[0] == pytest.approx(math.log(3 / 2.5))
-    assert TfIdf(["cats"] * 9).idf[0] == pytest.approx(math.log(10 / 9.5)) > 0
+    assert TfIdf(["cats"] * 9).idf[0] == pytest.approx(math.log(10 / 9.5))
 
 
 def test_lsa_of_full_rank_is_tfidf_between_documents():

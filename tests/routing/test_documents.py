@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tacit.core.documents import DocumentError
 from tacit.routing.decision import UNKNOWN
-from tacit.routing.documents import DocumentError, Outline, by_bytes, describe, head_of, kind_of, outline, outline_text
+from tacit.routing.documents import Outline, by_bytes, describe, head_of, kind_of, outline, outline_text
 
 
 def pdf(path: Path, text: str, title: str = "") -> Path:

@@ -1,22 +1,37 @@
-"""`tacit search`: benchmark tables. Heavy imports wait until a command runs."""
+"""`tacit search`: make an index of papers, change it, ask it; score systems on benchmarks. Heavy imports wait until a command runs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from tacit.core.progress import Reporter
+    from tacit.retrieval.papers import Paper
+    from tacit.retrieval.search import Searcher
+
 app = typer.Typer(help="Find papers: by words, by any sentence-transformers model, or by both.", no_args_is_help=True)
-Model = Annotated[list[str] | None, typer.Option("--model", metavar="NAME", help="A sentence-transformers model: folder or hub name; repeatable.")]
+Page = Callable[[Mapping[str, Any], Path], Path]
+MOST_TOLD = 10  # papers left out that are named on the terminal
+Place = Annotated[Path, typer.Option("--index", "-i", metavar="FOLDER", help="Folder of the index.")]
+Sources = Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="Folders, documents, .bib files, JSON lines.", show_default=False)]
+Like = Annotated[str | None, typer.Option(metavar="ID", help="Instead of a text: papers like this one of the index.")]
+Method = Annotated[str | None, typer.Option(help="bm25, dense or hybrid.", show_default="hybrid where the index has a model")]
+OneModel = Annotated[str | None, typer.Option("--model", metavar="NAME", help="Where the model of the index now is, if it was moved.")]
+Models = Annotated[list[str] | None, typer.Option("--model", metavar="NAME", help="A sentence-transformers model: folder or hub name; repeatable.")]
+INDEX = Path("papers.index")
 
 
-def add_to(parent: typer.Typer, guard: Callable[[], AbstractContextManager[None]]) -> None:
-    """Puts `search` below `parent`; `guard` turns mistakes of the user into sentences, as everywhere on this command line."""
+def add_to(parent: typer.Typer, guard: Callable[[], AbstractContextManager[None]], make_reporter: Callable[[], Reporter], write_page: Page) -> None:
+    """Puts `search` below `parent`; `guard` turns mistakes of the user into sentences, as everywhere on this command line, `make_reporter` shows
+    progress, `write_page` writes what was found as HTML."""
+    context = {"make_reporter": make_reporter, "write_page": write_page}
 
     def guarded(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
@@ -26,14 +41,172 @@ def add_to(parent: typer.Typer, guard: Callable[[], AbstractContextManager[None]
 
         return run
 
-    for command in (table,):
-        app.command(command.__name__)(guarded(command))
+    for command in (index, add, delete, query, explain, table):
+        app.command(command.__name__, context_settings={"obj": context})(guarded(command))
     parent.add_typer(app, name="search")
+
+
+def index(
+    context: typer.Context,
+    sources: Sources,
+    folder: Place = INDEX,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A sentence-transformers model, folder or hub name, to search by meaning too.", show_default="words alone"),
+    ] = None,
+    ann: Annotated[str, typer.Option(help="flat: exact. hnsw: a graph, for hundreds of thousands of papers.")] = "flat",
+    force: Annotated[bool, typer.Option("--force", help="Replace the index that is there.")] = False,
+) -> None:
+    """Make an index of papers: text, Markdown, HTML, PDF, BibTeX, JSON lines."""
+    from tacit.retrieval.encoder import Encoder
+    from tacit.retrieval.index import build
+
+    reporter = context.obj["make_reporter"]()
+    try:
+        papers = _gathered(sources, reporter)
+        done = build(folder, papers, Encoder.load(model) if model else None, kind=ann, force=force, reporter=reporter)
+    finally:
+        reporter.close()
+    print(f"Indexed {done.total:,} papers in {folder}.")
+
+
+def add(context: typer.Context, sources: Sources, folder: Place = INDEX, model: OneModel = None) -> None:
+    """Add papers to an index; one whose id is there takes its place if its text differs. Only new texts are encoded."""
+    from tacit.retrieval.encoder import Encoder
+    from tacit.retrieval.index import add as added
+
+    reporter = context.obj["make_reporter"]()
+    try:
+        papers = _gathered(sources, reporter)
+        done = added(folder, papers, lambda name: Encoder.load(model or name), reporter=reporter)
+    finally:
+        reporter.close()
+    print(f"Added {done.added:,}, changed {done.changed:,}, unchanged {done.unchanged:,}: {done.total:,} papers in {folder}.")
+
+
+def delete(ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of papers.", show_default=False)], folder: Place = INDEX) -> None:
+    """Take papers out of an index: all of those named, or none where one is not there."""
+    from tacit.retrieval.index import delete as deleted
+
+    done = deleted(folder, ids)
+    print(f"Deleted {done.deleted:,}: {done.total:,} papers in {folder}.")
+
+
+def query(
+    context: typer.Context,
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="Words or a question.", show_default=False)] = None,
+    folder: Place = INDEX,
+    like: Like = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Papers to show.")] = 10,
+    method: Method = None,
+    model: OneModel = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page with highlighted sentences.")] = None,
+) -> None:
+    """Find papers by words, by a question, or like a paper of the index."""
+    from tacit.retrieval.search import Searcher
+
+    searcher = Searcher.open(folder, model)
+    found = answered(searcher, text, like, k, method, by_meaning=html is not None or as_json)
+    if as_json:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        print("\n".join(told(found)))
+    if html is not None:
+        page = context.obj["write_page"](found, html)
+        if not as_json:
+            print(f"Page: {page}")
+
+
+def answered(searcher: Searcher, text: str | None, like: str | None, k: int, method: str | None, by_meaning: bool) -> dict[str, Any]:
+    """A search and what it found, as plain data."""
+    asked = searcher.query(text, like)
+    hits = searcher.search(asked, k, method)
+    return {
+        "query": text,
+        "like": like,
+        "method": method or searcher.default,
+        "papers": len(searcher.contents.papers),
+        "hits": [
+            {
+                "rank": hit.rank,
+                "id": hit.paper.id,
+                "title": hit.paper.title,
+                "source": hit.paper.source,
+                "score": hit.score,
+                "parts": {part: {"rank": rank, "score": score} for part, (rank, score) in hit.parts.items()},
+                "sentences": [
+                    {"text": sentence, "weight": weight} for sentence, weight in searcher.sentences(asked, hit.paper, by_meaning and method != "bm25")
+                ],
+            }
+            for hit in hits
+        ],
+    }
+
+
+def told(found: Mapping[str, Any]) -> Iterable[str]:
+    """A search for people: a paper on two lines, the second with its best sentence."""
+    if not found["hits"]:
+        yield "Nothing was found: no paper of the index shares a word with the query."
+    for hit in found["hits"]:
+        yield f"{hit['rank']:>3}  {hit['score']:8.4f}  {shortened(hit['title'], 90)}  ({hit['id']})"
+        best = max(hit["sentences"], key=lambda sentence: sentence["weight"])
+        if best["weight"] > 0:
+            yield f"{'':15}{shortened(best['text'], 150)}"
+
+
+def shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+def explain(
+    name: Annotated[str, typer.Argument(metavar="ID", help="A paper of the index.", show_default=False)],
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="What was asked.", show_default=False)] = None,
+    folder: Place = INDEX,
+    like: Like = None,
+    method: Method = None,
+    model: OneModel = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Say why a paper stands where it stands for a query: each method's rank, each word's share, the nearest passage, the sentences."""
+    from tacit.retrieval.search import Searcher
+
+    searcher = Searcher.open(folder, model)
+    found = searcher.explain(searcher.query(text, like), name, method)
+    print(json.dumps(found, ensure_ascii=False) if as_json else "\n".join(reasons(found)))
+
+
+def reasons(found: Mapping[str, Any]) -> Iterable[str]:
+    """An explanation for people."""
+    place = f"rank {found['rank']}, score {found['score']:.4f}" if found["rank"] else "not found"
+    yield f"{found['title']}  ({found['paper']}): {place}"
+    for part, where in found["parts"].items():
+        yield f"{part}: rank {where['rank']}, score {where['score']:.4f}"
+    if found["words"]:
+        yield "words: " + ", ".join(f"{word} {share:.2f}" for word, share in list(found["words"].items())[:15])
+    if "passage" in found:
+        yield f"nearest passage of {found['passage']['of']}, cosine {found['passage']['cosine']:.3f}: {shortened(found['passage']['text'], 300)}"
+    for sentence in sorted(found["sentences"], key=lambda s: -s["weight"])[:3]:
+        if sentence["weight"] > 0:
+            yield f"{sentence['weight']:.2f}  {sentence['text']}"
+
+
+def _gathered(sources: list[Path], reporter: Reporter) -> list[Paper]:
+    from tacit.retrieval.papers import gather
+
+    found = gather(sources, reporter)
+    for sentence in found.left_out[:MOST_TOLD]:
+        reporter.warning(f"left out: {sentence}")
+    if (more := len(found.left_out) - MOST_TOLD) > 0:
+        reporter.warning(f"left out: {more} more")
+    if found.passed_over:
+        reporter.message(f"Files of other kinds, passed over: {found.passed_over:,}")
+    return found.papers
 
 
 def table(
     benchmark: Annotated[str, typer.Argument(metavar="BENCHMARK", help="csfcube or dorismae, read from TACIT_DATA.", show_default=False)],
-    model: Model = None,
+    model: Models = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file for every metric, by facet and over folds.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print that JSON instead of the table.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,

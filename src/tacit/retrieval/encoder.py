@@ -29,10 +29,12 @@ class Encoder:
         """The model in a folder or on the hub. Raises ValueError when there is none, or sentence-transformers is not installed."""
         try:
             from sentence_transformers import SentenceTransformer
+            from transformers.utils import logging as transformers_logging
         except ImportError:
             raise ValueError(
                 "an encoder needs sentence-transformers, which is not installed; install it with: pip install 'tacit[retrieval]'"
             ) from None
+        transformers_logging.disable_progress_bar()  # of loading; encoding has its own
         name = str(Path(name).resolve()) if Path(name).exists() else str(name)  # an index is also used from other folders
         try:
             model = SentenceTransformer(name, device=device)

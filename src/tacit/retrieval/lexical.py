@@ -5,9 +5,11 @@ The tokeniser and the weights of TF-IDF are those of the specification's referen
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
+FREQUENCY = "frequency.npy"
 STEM = 8  # characters kept of a word: a stemmer that knows no language
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # Thai … Khmer, kana, Han: no spaces
 MARKS = "".join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c)[0] == "M")  # vowel signs are no letters to Python's \\w
@@ -102,11 +105,34 @@ class BM25:
     def __init__(self, corpus: Sequence[Sequence[str]], k1: float = 1.2, b: float = 0.75):
         """`corpus`: the tokens of each document. Raises ValueError where bm25s is not installed."""
         self.vocabulary = {word: n for n, word in enumerate(sorted({word for words in corpus for word in words}))}
+        self.frequency = np.bincount([self.vocabulary[w] for words in corpus for w in set(words)], minlength=len(self.vocabulary))
         self.size, self.engine = len(corpus), None
         if self.vocabulary:
             self.engine = _bm25s().BM25(k1=k1, b=b, method="lucene", backend="numpy")
             ids = [[self.vocabulary[word] for word in words] for words in corpus]
             self.engine.index((ids, self.vocabulary), create_empty_token=False, show_progress=False)
+
+    def save(self, folder: Path) -> None:
+        """Several files in the folder; none of a corpus without words but the frequencies."""
+        np.save(folder / FREQUENCY, self.frequency)
+        if self.engine is not None:
+            self.engine.save(folder, show_progress=False)
+
+    @classmethod
+    def open(cls, folder: Path, size: int) -> BM25:
+        found = cls([])
+        found.size, found.frequency = size, np.load(folder / FREQUENCY)
+        if len(found.frequency):
+            found.engine = _bm25s().BM25.load(folder, show_progress=False)
+            found.vocabulary = {str(word): int(n) for word, n in found.engine.vocab_dict.items()}
+        return found
+
+    def idf(self, word: str) -> float:
+        """0 for a word that the corpus has not."""
+        if word not in self.vocabulary:
+            return 0.0
+        frequency = int(self.frequency[self.vocabulary[word]])
+        return math.log(1 + (self.size - frequency + 0.5) / (frequency + 0.5))
 
     def scores(self, query: Sequence[str]) -> NDArray[np.float32]:
         """Scores of all documents (N,) for the tokens of a query; one that is repeated counts as often."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tacit.core.documents import read_document
 from tacit.routing.decision import UNKNOWN, Metadata, Setting
 
 HEAD_TOKENS = 200
@@ -22,10 +23,6 @@ KINDS = {
     "book": re.compile(r"\b(?:chapter (?:[ivx]+|one|1)\b|project gutenberg|a novel|prologue)", re.IGNORECASE),
 }
 Count = Callable[[str], int]
-
-
-class DocumentError(ValueError):
-    """A document that cannot be read: which, why, what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +47,8 @@ def head_of(text: str, tokens: int = HEAD_TOKENS) -> str:
 
 def outline(path: str | Path, *, count: Count = by_bytes, head_tokens: int = HEAD_TOKENS) -> Outline:
     """Title, type, length and head of a file, told apart by its ending. Raises DocumentError when nothing can be read from it."""
+    title, text = read_document(path, 4 * head_tokens)
     path = Path(path)
-    try:
-        title, text = READERS.get(path.suffix.lower(), _text)(path, 4 * head_tokens)
-    except OSError as error:
-        raise DocumentError(f"{path}: {(error.strerror or str(error)).lower()}; give the path of a text, Markdown, HTML or PDF file") from None
-    if not text.strip():
-        raise DocumentError(f"{path} holds no text; a scanned PDF needs OCR first")
     return outline_text(text, title=title or path.stem, count=count, head_tokens=head_tokens)
 
 
@@ -74,57 +66,3 @@ def kind_of(head: str) -> str:
 def describe(question: str, document: Outline, *, task: str = UNKNOWN, setting: Setting | None = None) -> Metadata:
     """What a router may know about a question to a document."""
     return Metadata(question, document.tokens, document.title, document.type, document.head, task, setting or Setting())
-
-
-def _text(path: Path, head: int = 0) -> tuple[str, str]:
-    data = path.read_bytes()
-    if b"\0" in data[:4096]:
-        raise DocumentError(f"{path} is no text: its ending {path.suffix!r} is none of .txt, .md, .html, .pdf, and it holds null bytes")
-    return "", data.decode("utf-8", "replace")
-
-
-def _markdown(path: Path, head: int) -> tuple[str, str]:
-    """The title is the first heading in the head; the length is that of the source."""
-    try:
-        from markdown_it import MarkdownIt
-    except ImportError:
-        raise DocumentError(f"{path}: reading Markdown needs markdown-it-py; install it with: pip install 'tacit[routing]'") from None
-    text = _text(path)[1]
-    tokens = MarkdownIt().parse(text[:head])
-    return next((tokens[i + 1].content for i, t in enumerate(tokens) if t.type == "heading_open"), ""), text
-
-
-def _html(path: Path, head: int) -> tuple[str, str]:
-    try:
-        from bs4 import BeautifulSoup
-    except ImportError:
-        raise DocumentError(f"{path}: reading HTML needs beautifulsoup4; install it with: pip install 'tacit[routing]'") from None
-    soup = BeautifulSoup(path.read_bytes(), "html.parser")
-    title = soup.title.get_text() if soup.title else ""
-    for hidden in soup(["script", "style", "template", "noscript", "title"]):
-        hidden.decompose()
-    return title, soup.get_text("\n")
-
-
-def _pdf(path: Path, head: int) -> tuple[str, str]:
-    try:
-        from pypdf import PdfReader
-        from pypdf.errors import PyPdfError
-    except ImportError:
-        raise DocumentError(f"{path}: reading PDF needs pypdf; install it with: pip install 'tacit[routing]'") from None
-    try:
-        reader = PdfReader(path)
-        title = str((reader.metadata or {}).get("/Title") or "")
-        return title, "\n".join(page.extract_text() for page in reader.pages)
-    except (PyPdfError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:  # what damaged files make pypdf raise
-        raise DocumentError(f"{path} is no readable PDF ({type(error).__name__}: {error}); convert it to text first") from None
-
-
-READERS: dict[str, Callable[[Path, int], tuple[str, str]]] = {  # (path, characters of the head) -> title, text
-    ".md": _markdown,
-    ".markdown": _markdown,
-    ".html": _html,
-    ".htm": _html,
-    ".xhtml": _html,
-    ".pdf": _pdf,
-}

@@ -1,0 +1,97 @@
+"""Reading documents: title and text of a text, Markdown, HTML or PDF file, told apart by its ending."""
+
+from __future__ import annotations
+
+import logging
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+DAMAGE = (  # what damaged files make pypdf raise, beside errors of its own
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    NotImplementedError,
+    RecursionError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+
+
+class DocumentError(ValueError):
+    """A document that cannot be read: which, why, what to do."""
+
+
+def read_document(path: str | Path, head: int = 2**16) -> tuple[str, str]:
+    """(title, text) of a file; the title is empty where none is marked, and of Markdown sought in the first `head` characters only.
+
+    Raises DocumentError when nothing can be read from it.
+    """
+    path = Path(path)
+    try:
+        title, text = READERS.get(path.suffix.lower(), _text)(path, head)
+    except OSError as error:
+        raise DocumentError(f"{path}: {(error.strerror or str(error)).lower()}; give the path of a text, Markdown, HTML or PDF file") from None
+    if not text.strip():
+        raise DocumentError(f"{path} holds no text; a scanned PDF needs OCR first")
+    return title, text
+
+
+def _text(path: Path, head: int = 0) -> tuple[str, str]:
+    data = path.read_bytes()
+    if b"\0" in data[:4096]:
+        raise DocumentError(f"{path} is no text: its ending {path.suffix!r} is none of .txt, .md, .html, .pdf, and it holds null bytes")
+    return "", data.decode("utf-8", "replace")
+
+
+def _markdown(path: Path, head: int) -> tuple[str, str]:
+    """The title is the first heading in the head; the length is that of the source."""
+    try:
+        from markdown_it import MarkdownIt
+    except ImportError:
+        raise DocumentError(f"{path}: reading Markdown needs markdown-it-py; install it with: pip install 'tacit[documents]'") from None
+    text = _text(path)[1]
+    tokens = MarkdownIt().parse(text[:head])
+    return next((tokens[i + 1].content for i, t in enumerate(tokens) if t.type == "heading_open"), ""), text
+
+
+def _html(path: Path, head: int) -> tuple[str, str]:
+    try:
+        from bs4 import BeautifulSoup
+    except ImportError:
+        raise DocumentError(f"{path}: reading HTML needs beautifulsoup4; install it with: pip install 'tacit[documents]'") from None
+    soup = BeautifulSoup(path.read_bytes(), "html.parser")
+    title = soup.title.get_text() if soup.title else ""
+    for hidden in soup(["script", "style", "template", "noscript", "title"]):
+        hidden.decompose()
+    return title, soup.get_text("\n")
+
+
+def _pdf(path: Path, head: int) -> tuple[str, str]:
+    try:
+        from pypdf import PdfReader
+        from pypdf.errors import PyPdfError
+    except ImportError:
+        raise DocumentError(f"{path}: reading PDF needs pypdf; install it with: pip install 'tacit[documents]'") from None
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)  # what is wrong with a file is told below, once
+    try:
+        reader = PdfReader(path)
+        title = str((reader.metadata or {}).get("/Title") or "")
+        return title, "\n".join(page.extract_text() for page in reader.pages)
+    except (PyPdfError, *DAMAGE) as error:
+        raise DocumentError(f"{path} is no readable PDF ({type(error).__name__}: {error}); convert it to text first") from None
+
+
+READERS: dict[str, Callable[[Path, int], tuple[str, str]]] = {  # (path, characters of the head) -> title, text
+    ".md": _markdown,
+    ".markdown": _markdown,
+    ".html": _html,
+    ".htm": _html,
+    ".xhtml": _html,
+    ".pdf": _pdf,
+}

@@ -1,0 +1,57 @@
+"""Sentences of a text, and passages of whole sentences that an encoder can read."""
+
+from __future__ import annotations
+
+import re
+
+from tacit.retrieval.lexical import UNSPACED
+
+BOUNDARY = re.compile(r"(?:(?<=[.!?…])|(?<=[.!?…][\"'”’)\]]))\s+(?=[^\sa-z])|(?<=[。！？।॥])\s*|\n\s*\n")
+NO_END = re.compile(r"(?:^|[\s(])(?:e\.g|i\.e|al|fig|figs|eq|eqs|sec|vs|cf|dr|prof|mr|ms|mrs|no|vol|pp|approx|resp)\.$", re.IGNORECASE)
+CHARACTER = re.compile(rf"[{UNSPACED}]")
+LONGEST = 100  # words; what has no full stop is cut all the same
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text, white space collapsed. Full stops of abbreviations end none; none is longer than 100 words."""
+    found, start = [], 0
+    for boundary in BOUNDARY.finditer(text):
+        piece = text[start : boundary.start()]
+        if "\n" not in boundary[0] and NO_END.search(piece[-12:]):
+            continue
+        found.append(piece)
+        start = boundary.end()
+    return [part for piece in (*found, text[start:]) for part in _cut(" ".join(piece.split()))]
+
+
+def _cut(sentence: str) -> list[str]:
+    if size(sentence) <= LONGEST:
+        return [sentence] if sentence else []
+    words = [part for word in sentence.split() for part in (word[i : i + LONGEST] for i in range(0, len(word), LONGEST))]
+    parts, room = [[]], LONGEST
+    for word in words:
+        if parts[-1] and size(word) > room:
+            parts.append([])
+            room = LONGEST
+        parts[-1].append(word)
+        room -= size(word)
+    return [" ".join(part) for part in parts]
+
+
+def size(text: str) -> int:
+    """Words of a text; in scripts without spaces every character is one."""
+    characters = len(CHARACTER.findall(text))
+    return characters + len(CHARACTER.sub(" ", text).split())
+
+
+def passages(title: str, text: str, words: int) -> list[str]:
+    """Passages of whole sentences, of at most `words` words with the title, which each begins with; at least one, a sentence each at least."""
+    room, groups, filled = max(1, words - size(title)), [[]], 0
+    for sentence in sentences(text):
+        length = size(sentence)
+        if groups[-1] and filled + length > room:
+            groups.append([])
+            filled = 0
+        groups[-1].append(sentence)
+        filled += length
+    return [". ".join(filter(None, [title.rstrip("."), " ".join(group)])) for group in groups]

@@ -1,0 +1,163 @@
+"""Papers from files of every kind; what cannot be read is named and costs nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tacit.retrieval.bibtex import entries, plain
+from tacit.retrieval.papers import gather
+from tacit.retrieval.sentences import LONGEST, passages, sentences, size
+
+
+def test_a_folder_of_every_kind(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / ".hidden.txt").write_text("not seen")
+    (tmp_path / "deep" / "a.md").write_text("intro\n\n# Cats\n\nsleep")
+    (tmp_path / "b.txt").write_text("Dogs bark.")
+    (tmp_path / "c.html").write_text("<html><title>Graphs &amp; trees</title><script>x</script><p>A <b>net</b>work</p></html>")
+    (tmp_path / "d.bib").write_text("@article{key, title={On Cats}, author={Li, A}, abstract={They purr.}}")
+    (tmp_path / "e.jsonl").write_text('{"paper_id": 7, "title": "T", "abstract": ["One.", "Two."]}\n\n{"text": "no id"}\n')
+    (tmp_path / "f.png").write_bytes(b"\x89PNG")
+    found = gather([tmp_path])
+    got = {p.id: (p.title, p.text) for p in found.papers}
+    assert got == {
+        "b.txt": ("b", "Dogs bark."),
+        "c.html": ("Graphs & trees", "A \nnet\nwork"),
+        "key": ("On Cats", "They purr.\n\nLi, A"),
+        "deep/a.md": ("Cats", "intro\n\n# Cats\n\nsleep"),
+        "7": ("T", "One. Two."),
+        "e:3": ("", "no id"),
+    }
+    assert found.left_out == [] and found.passed_over == 1
+    assert found.papers[-1].source == f"{tmp_path / 'e.jsonl'}, line 3"
+
+
+def test_a_corrupt_pdf_among_a_hundred_files_costs_itself_alone(tmp_path):
+    for n in range(99):
+        (tmp_path / f"{n:02}.txt").write_text(f"paper number {n}")
+    (tmp_path / "50.pdf").write_bytes(b"%PDF-1.7\n1 0 obj <</Type/Catalog" + bytes(range(256)) * 20)
+    found = gather([tmp_path])
+    assert len(found.papers) == 99 and len(found.left_out) == 1
+    assert found.left_out[0].startswith(f"{tmp_path / '50.pdf'} is no readable PDF")
+
+
+def test_empty_documents_and_taken_ids_are_named(tmp_path):
+    rows = [{"id": "a", "title": "Same"}, {"id": "a", "title": "Same"}, {"id": "a", "title": "Other"}, {"id": "b", "title": " ", "abstract": ""}]
+    (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "empty.txt").write_text("  \n")
+    found = gather([tmp_path])
+    assert [(p.id, p.title) for p in found.papers] == [("a", "Same")]
+    assert found.left_out == [
+        f"{tmp_path / 'empty.txt'} holds no text; a scanned PDF needs OCR first",
+        f"{tmp_path / 'r.jsonl'}, line 3: the id 'a' is taken by {tmp_path / 'r.jsonl'}, line 1, with another text; give each paper an id of its own",
+        f"{tmp_path / 'r.jsonl'}, line 4 has neither title nor text",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("a.jsonl", b'{"title": 3}', r"line 1: the title is int; it must be text or a list of sentences"),
+        ("a.jsonl", b'{"title": "x"}\n{', r"line 2: this is not valid JSON"),
+        ("a.pdf", b"no", r"is no readable PDF"),
+        ("a.txt", b" ", r"holds no text"),
+        ("a.bib", b"% nothing", r"there is nothing to index in"),
+    ],
+)
+def test_a_single_file_that_is_broken_is_an_error(tmp_path, name, data, words):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ValueError, match=words):
+        gather([tmp_path / name])
+
+
+def test_sources_that_hold_nothing(tmp_path):
+    with pytest.raises(ValueError, match="there is no file or folder"):
+        gather([tmp_path / "none"])
+    with pytest.raises(ValueError, match=r"there is nothing to index in .*: no file ends in \.txt"):
+        gather([tmp_path])
+
+
+def test_text_that_is_no_unicode_is_replaced(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"id": "x", "title": "T", "text": "lone \\ud800 and \\u0000 here"}')
+    assert gather([tmp_path]).papers[0].text == "lone ? and   here"
+
+
+BIB = r"""
+Free text is a comment. @comment{ignored, title={no}}
+@string{acl = "Annual Meeting"}
+@preamble{"\newcommand{\x}{y}"}
+@InProceedings{li:20,
+  title = {The {BERT} of \"{U}ber-models -- {\ss} \& more},
+  author = "M{\"u}ller, Anna and Erd{\H o}s, P.",
+  booktitle = acl # " of " # {the ACL}, month = jan, year = 2020,
+}
+@misc(paren, title = "Quotes {"}inside{"}")
+@article{open, title = {Never closed,
+@book{last, title={Last}}
+@article{,title={no key}}
+"""
+
+
+def test_bibtex():
+    got = dict(entries(BIB))
+    assert set(got) == {"li:20", "paren", "open", "last"}
+    assert got["li:20"] == {
+        "title": "The BERT of Über-models – ß & more",
+        "author": "Müller, Anna and Erdős, P.",
+        "booktitle": "Annual Meeting of the ACL",
+        "month": "January",
+        "year": "2020",
+    }
+    assert got["paren"] == {"title": 'Quotes "inside"'} and got["last"] == {"title": "Last"}
+    assert plain(r"na\"ive \v{S}koda \c{c}a \o re $x_1$") == "naïve Škoda ça øre x_1"
+
+
+@given(st.text(alphabet='@{}=,"# \\abc\n', max_size=80))
+def test_any_text_is_read_as_bibtex(text):
+    for key, fields in entries(text):
+        assert key and all(isinstance(value, str) for value in fields.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("We propose X. It works! Does it? Yes.", ["We propose X.", "It works!", "Does it?", "Yes."]),
+        ("See Fig. 3, e.g. Smith et al. (2020). Next.", ["See Fig. 3, e.g. Smith et al. (2020).", "Next."]),
+        ("Accuracy is 3.5 %. lower case goes on. So.", ["Accuracy is 3.5 %. lower case goes on.", "So."]),
+        ("我们提出方法。结果很好！", ["我们提出方法。", "结果很好！"]),
+        ("A heading\n\nA paragraph\nof two lines.", ["A heading", "A paragraph of two lines."]),
+        ('He said "no." Then left.', ['He said "no."', "Then left."]),
+        ("  ", []),
+    ],
+)
+def test_sentences(text, expected):
+    assert sentences(text) == expected
+
+
+@given(st.text())
+def test_sentences_lose_no_letter(text):
+    joined = "".join("".join(sentences(text)).split())
+    assert joined == "".join(text.split())
+
+
+def test_ten_thousand_words_without_a_full_stop_are_cut():
+    found = sentences("word " * 10_000)
+    assert len(found) == 100 and all(size(s) == LONGEST for s in found)
+    assert [size(s) for s in sentences("字" * 250)] == [100, 100, 50]
+
+
+def test_passages_are_whole_sentences_behind_the_title():
+    assert passages("On cats.", "One two three. Four five. Six.", 7) == ["On cats. One two three. Four five.", "On cats. Six."]
+    assert passages("On cats", "", 7) == ["On cats"] and passages("", "One. Two.", 1) == ["One.", "Two."]
+    assert passages("A title of many words that fills all the room", "One. Two.", 5)[1].endswith("room. Two.")
+
+
+def test_a_document_given_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("notes").write_text("an ending is not needed")
+    assert [p.id for p in gather(["notes"]).papers] == ["notes"]

@@ -1,0 +1,108 @@
+"""`tacit search` as a user types it, and the page."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tacit.cli import app
+from tacit.report.search import MOST, text, write_page
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TACIT_DEBUG", raising=False)
+    Path("papers").mkdir()
+    Path("papers/cats.md").write_text("# On cats\n\nCats sleep all day. Dogs <b>bark</b>.")
+    Path("papers/graphs.txt").write_text("A neural network on a graph passes messages.")
+
+
+def search(*words: str, code: int = 0) -> Any:
+    done = CliRunner().invoke(app, ["search", *words])
+    assert done.exit_code == code, done.output + repr(done.exception)
+    return done
+
+
+def test_two_commands_find_a_paper():
+    assert "Indexed 2 papers in papers.index." in search("index", "papers").output
+    lines = search("query", "which animals sleep all day?").output.splitlines()
+    assert lines[0].split(None, 2)[0] == "1" and lines[0].endswith("On cats  (cats.md)")
+    assert lines[1].strip() == "Cats sleep all day."
+
+
+def test_add_change_delete():
+    search("index", "papers", "-i", "my.index")
+    Path("papers/new.txt").write_text("Quokkas smile.")
+    Path("papers/broken.pdf").write_bytes(b"%PDF")
+    Path("papers/graphs.txt").write_text("Another text.")
+    done = search("add", "papers", "-i", "my.index").output
+    assert "warning: left out: papers/broken.pdf is no readable PDF" in done
+    assert "Added 1, changed 1, unchanged 1: 3 papers in my.index." in done
+    assert "Deleted 1: 2 papers in my.index." in search("delete", "new.txt", "-i", "my.index").output
+    assert search("query", "quokkas", "-i", "my.index").output.startswith("Nothing was found")
+
+
+def test_json_and_page(bert):
+    search("index", "papers", "--model", str(bert), "--ann", "hnsw")
+    done = search("query", "cats that sleep", "--json", "--html", "out/found.html")
+    told = json.loads(done.stdout)
+    assert (told["method"], told["papers"], told["hits"][0]["id"]) == ("hybrid", 2, "cats.md")
+    assert set(told["hits"][0]["parts"]) == {"bm25", "dense"}
+    page = Path("out/found.html").read_text()
+    assert "Cats sleep all day.</mark>" in page and "Dogs &lt;b&gt;bark&lt;/b&gt;." in page and "<b>bark" not in page
+    assert "Page: like.html" in search("query", "--like", "cats.md", "--html", "like.html").output
+    assert "<h1>Like cats.md</h1>" in Path("like.html").read_text()
+
+
+def test_explain(bert):
+    search("index", "papers", "--model", str(bert))
+    lines = search("explain", "cats.md", "cats that sleep").output.splitlines()
+    assert lines[0].startswith("On cats  (cats.md): rank 1, score 0.0")
+    assert lines[1].startswith("bm25: rank 1") and lines[2].startswith("dense: rank ")
+    assert lines[3].startswith("words: ") and lines[4].startswith("nearest passage of 1, cosine 0.")
+    assert "Cats sleep all day." in "\n".join(lines[5:])
+    assert json.loads(search("explain", "graphs.txt", "--like", "cats.md", "--json").output)["paper"] == "graphs.txt"
+    assert "On cats  (cats.md): not found" in search("explain", "cats.md", "messages", "--method", "bm25").output
+
+
+def test_a_model_that_was_moved_and_one_that_is_another(bert, other_bert, tmp_path):
+    shutil.copytree(bert, "here")
+    search("index", "papers", "--model", "here")
+    shutil.move("here", "there")
+    assert "no sentence-transformers model could be loaded" in search("query", "cats", code=2).output
+    assert "On cats" in search("query", "cats", "--model", "there").output
+    Path("papers/new.txt").write_text("Quokkas smile.")
+    assert "gives other vectors for the same texts" in search("query", "cats", "--model", str(other_bert), code=2).output
+    assert "gives other vectors for the same texts" in search("add", "papers", "--model", str(other_bert), code=2).output
+    assert "3 papers" in search("add", "papers", "--model", "there").output
+
+
+def test_mistakes_take_one_sentence():
+    for words in (["query", "cats"], ["index", "nowhere"], ["delete", "x"], ["explain", "x", "y"], ["add", "papers"]):
+        output = search(*words, code=2).output
+        assert len(output.strip().splitlines()) == 1 or words[0] == "add", output
+    search("index", "papers")
+    assert "already is an index" in search("index", "papers", code=2).output
+    search("index", "papers", "--force")
+
+
+def test_many_left_out_are_counted():
+    for n in range(13):
+        Path(f"papers/{n:02}.pdf").write_bytes(b"no")
+    output = search("index", "papers").output
+    assert output.count("warning: left out: papers/") == 10 and "warning: left out: 3 more" in output
+
+
+def test_the_page_shows_what_lies_around_the_best_sentence(tmp_path):
+    many = [{"text": f"s{n}.", "weight": 1.0 if n == 70 else 0.0} for n in range(100)]
+    shown = text(many)
+    assert shown.startswith("<p>… s50. ") and shown.endswith(f"s{50 + MOST - 1}. …</p>") and "<mark" in shown
+    nothing = {"query": "<q>", "like": None, "method": "bm25", "papers": 0, "hits": []}
+    page = write_page(nothing, tmp_path / "p.html").read_text()
+    assert "Nothing was found" in page and "<h1>&lt;q&gt;</h1>" in page
