@@ -25,7 +25,7 @@ FLOORS = [
     {"generation", "rewards", "tasks", "clients"},
     {"rl", "sft", "steering", "recommend", "retrieval", "routing"},
     {"report"},
-    {"learners", "lengths", "forecast"},
+    {"learners", "lengths", "forecast", "completion"},
     {"job", "processes"},
     {"evaluation", "doctor", "checkup", "export", "replay"},
     {"studies", "serving"},

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tacit import completion
 from tacit.retrieval import commands as retrieval
 from tacit.routing import commands as routing
 from tacit.studies.study import NAMES as STUDIES
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
 WRONG_INPUT, INTERRUPTED = 2, 130
 EXIT_CODES = "Exit codes: 0 done · 1 unexpected error · 2 wrong input, told in one sentence · 130 stopped by Ctrl-C."
+
+CHANGES = "Changes to the recipe, such as algorithm.clip_low=0.1."
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help=CHANGES, show_default=False, autocompletion=completion.overrides)
+]
 
 app = typer.Typer(
     help="Train language models with verifiable rewards, and look at what came of it.",
@@ -52,9 +58,7 @@ def _root(
 @app.command(epilog=EXIT_CODES)
 def train(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="YAML file that describes the run.", show_default=False)],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe, such as algorithm.clip_low=0.1.", show_default=False)
-    ] = None,
+    overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint in the output folder.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Build everything, take one small step, write nothing.")] = False,
     replay_step: Annotated[
@@ -276,7 +280,7 @@ def export_run(
 
 @app.command(epilog=EXIT_CODES)
 def study(
-    name: Annotated[str, typer.Argument(metavar="NAME", help=f"{', '.join(STUDIES)}.", show_default=False)],
+    name: Annotated[str, typer.Argument(metavar="NAME", help=f"{', '.join(STUDIES)}.", show_default=False, autocompletion=lambda: list(STUDIES))],
     preset: Annotated[str, typer.Option(help="tiny, smoke, core, full, or calibrate (on seeds that are never reported).")] = "core",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the records.", show_default="runs/study-NAME-PRESET")] = None,
     arm: Annotated[list[str] | None, typer.Option(help="Measure only this arm; repeat it for several.", show_default="all")] = None,
@@ -312,7 +316,7 @@ def doctor(
     recipe: Annotated[
         Path | None, typer.Argument(metavar="[RECIPE]", help="YAML file of a run to look into; without one, the machine.", show_default=False)
     ] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the recipe.", show_default=False)] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Say what is there: versions, devices, data sets, guards; or whether a recipe will run here, and in how much memory. 2: something is wrong."""
     with errors_in_one_sentence():
