@@ -121,7 +121,7 @@ class SFTLearner(Supervised):
         return metrics, []
 
     def heldout_metrics(self, found: Evaluation, evaluate: Callable[[Policy], Evaluation]) -> dict[str, float]:
-        return self.measured(self.policy, self.task, found)
+        return self.measured(self.mirror, self.task, found)  # whose weights are whole, and the same once synced
 
     def sync(self) -> None:
         if self.mirror is not self.policy:

@@ -15,28 +15,29 @@ from tacit.rewards.metrics import RIGHT, pass_at_k
 from tacit.sft.examples import CompletionLoss, Examples
 from tacit.sft.instruments import accuracy_by_bin, fitted_temperature, logit_statistics, token_calibration_error
 
-MEASURED_ELEMENTS, MEASURED_TOKENS = 2**22, 2**13  # logits looked at: 16 MB in fp32, and no more tokens than that
+MEASURED_ELEMENTS, MEASURED_TOKENS = 2**23, 2**13  # logits looked at: 32 MB in fp32, and no more tokens than that
 
 
 @torch.no_grad()
 def measured(job: CompletionLoss, prompts: Sequence[Prompt]) -> dict[str, float]:
-    """Statistics of logits, and calibration error as it is and at a fitted temperature, over the first completions: at most 16 MB of logits."""
+    """Statistics of logits, and calibration error as it is and at a fitted temperature, over the first tokens of completions: 32 MB of logits."""
     examples = job.encode(prompts)
-    tokens = min(MEASURED_TOKENS, MEASURED_ELEMENTS // job.policy.model.config.get_text_config().vocab_size)
-    fitting = int((examples.completions.offsets[1:] <= tokens).sum())
-    examples = examples.select(torch.arange(max(1, fitting)))
-    z, y = logits_of(job, examples), examples.completions.values
+    tokens = min(MEASURED_TOKENS, max(1, MEASURED_ELEMENTS // job.policy.model.config.get_text_config().vocab_size))
+    needed = int((examples.completions.offsets[:-1] < tokens).sum())  # those that hold the first `tokens` tokens
+    examples = examples.select(torch.arange(needed))
+    z, y = logits_of(job, examples, tokens), examples.completions.values[:tokens]
     temperature = fitted_temperature(z, y)
     found = {f"logits/{name}": value for name, value in logit_statistics(z, y).items()}
     return found | {"ece": token_calibration_error(z, y), "ece_fitted": token_calibration_error(z, y, temperature), "fitted_temperature": temperature}
 
 
-def logits_of(job: CompletionLoss, examples: Examples) -> Tensor:
-    """(T, V) the logits that predict the completions' tokens, whole."""
+def logits_of(job: CompletionLoss, examples: Examples, tokens: int | None = None) -> Tensor:
+    """(T, V) the logits that predict the completions' tokens, or only the first `tokens` of them, whole."""
     policy = job.policy
     with evaluating(policy.model), policy.autocast():
         head = policy.scorer.head(examples.prompts, examples.completions, policy.pad_id)  # pyright: ignore[reportArgumentType]
-        z = head.hidden if head.weight is None else torch.nn.functional.linear(head.hidden, head.weight, head.bias)
+        hidden = head.hidden[:tokens]
+        z = hidden if head.weight is None else torch.nn.functional.linear(hidden, head.weight, head.bias)
     return z.float().cpu()
 
 
