@@ -13,6 +13,7 @@ Source: "Contextual Rollout Bandits for RLVR", arXiv 2602.08499. No code and no 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -114,6 +115,7 @@ class CBS(Selector):
         self.now: Round | None = None
         self.scored: tuple[dict[int, int], Tensor] = ({}, torch.empty(0))  # row of each candidate, and their features
         self.chosen_now: Tensor | None = None
+        self.seconds = 0.0  # what the scheduler costs
 
     def prepare(self, trainer: Trainer, agent: Agent) -> None:
         """Has the sampler fill the entropy: it knows the distribution that it draws from, and no forward pass is needed."""
@@ -148,7 +150,9 @@ class CBS(Selector):
             before, after, noise = compared
             self.scheduler.add(replace(self.pending, v=before, v_next=after, e_next=entropy))
             told |= {"cbs/gain": after - before, "cbs/label": float(self.scheduler.rewards()[-1]), "cbs/label_noise": noise}
+            began = time.perf_counter()
             told["cbs/loss"] = self.scheduler.fit()
+            self.seconds += time.perf_counter() - began
         self.pending = None
         self.gain.move_on(self.now)
         for name in ("w_e", "e_min"):
@@ -163,7 +167,9 @@ class CBS(Selector):
         return pool.with_columns(**{PASS_RATE: sum_within(values, pool.group) / sum_within(counted.double(), pool.group).clamp(min=1)})
 
     def select(self, step: Step, agent: Agent, batch: RolloutBatch) -> RolloutBatch:
+        began = time.perf_counter()
         chosen = super().select(step, agent, batch)
+        self.seconds += time.perf_counter() - began
         if self.void or not len(chosen):
             return chosen
         rows, found = self.scored
@@ -178,13 +184,13 @@ class CBS(Selector):
         """What was chosen waits for its label; entropy and log-prob of this round join what later rounds are compared with."""
         mine = [update for index, update in step.updates if index == agent.index]
         mixed = any(update.tag != "policy" for update in mine)
-        step.tell(agent, {"cbs/confounded": float(mixed)})
+        step.tell(agent, {"cbs/confounded": float(mixed), "cbs/seconds": self.seconds})
         if self.now is not None and self.chosen_now is not None and mine and not self.void and not (mixed and self.confounded == "drop"):
             self.pending = Decision(self.chosen_now, self.now.value, self.now.entropy)
         drawn = step.drawn.select((step.drawn.agent == agent.index) & (step.drawn.role == Role.TRAIN))
         self.seen["entropy"].add(self.entropies(drawn))
         self.seen["logp"].add(self.of_tokens(drawn, drawn.behaviour_logp))
-        self.now, self.chosen_now, self.scored = None, None, ({}, torch.empty(0))
+        self.now, self.chosen_now, self.scored, self.seconds = None, None, ({}, torch.empty(0)), 0.0
         super().observe(step, agent)
 
     # --- choosing ---
