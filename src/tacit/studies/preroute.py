@@ -262,4 +262,9 @@ def arms(names: Sequence[str] | Mapping[str, Any], answerers: tuple[str, ...]) -
     return [Arm(name, ROUTERS[name] | {"answerers": list(answerers)}, cost=COST.get(name, 1.0)) for name in names]
 
 
-STUDY = Study("preroute", "Routing before retrieval, on recorded answers", (__doc__ or "").strip(), plan, measure)
+def tells(metric: str) -> bool:
+    """Of each answerer score, rate of long context and cost; the rest over all of them."""
+    return metric.startswith(("score/", "lc/", "cost/")) or metric.endswith("/all")
+
+
+STUDY = Study("preroute", "Routing before retrieval, on recorded answers", (__doc__ or "").strip(), plan, measure, tells)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tacit.studies.records import Cell, Record, cells
@@ -30,7 +30,7 @@ def result(study: Study, preset: str, plan: Plan, records: Mapping[Cell, Record]
         "flags": flags(environment),
         "claims": judged(plan.claims, values),
         "properties": properties,
-        "measurements": {arm: summary(seeds) for arm, seeds in values.items()},
+        "measurements": {arm: summary(seeds, study.tells) for arm, seeds in values.items()},
         "settings": {arm.name: {"after": arm.after, **arm.settings} for arm in plan.arms},
         "missing": [{"arm": c.arm, "seed": c.seed, "why": failed.get(c, "not measured yet")} for c in cells(plan) if c not in records],
         "seconds": sum(record.seconds for record in records.values()),
@@ -44,14 +44,15 @@ def by_arm(plan: Plan, records: Mapping[Cell, Record]) -> Values:
     return found
 
 
-def summary(seeds: Mapping[int, Measured]) -> dict[str, Any]:
+def summary(seeds: Mapping[int, Measured], tells: Callable[[str], bool]) -> dict[str, Any]:
     """By metric its value for every seed; lists over items by their mean."""
-    metrics = dict.fromkeys(name for found in seeds.values() for name in found.numbers)
+    metrics = dict.fromkeys(name for found in seeds.values() for name in found.numbers if tells(name))
     return {"seeds": list(seeds)} | {m: [mean(found.numbers.get(m)) for found in seeds.values()] for m in metrics}
 
 
 def mean(value: float | list[float] | None) -> float | None:
-    return sum(value) / len(value) if isinstance(value, list) and value else value if isinstance(value, float | int) else None
+    """Of items the mean, to six digits: a study of many arms has ten thousands of them."""
+    return round(sum(value) / len(value), 6) if isinstance(value, list) and value else value if isinstance(value, float | int) else None
 
 
 def flags(environment: Mapping[str, Any]) -> list[str]:

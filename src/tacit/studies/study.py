@@ -99,13 +99,14 @@ class Measured:
 @dataclass(frozen=True)
 class Study:
     """`plan` makes a preset; `measure(arm, seed, folder, start)` runs in `folder`, goes on with what it finds there, and leaves there what arms
-    after it start from; `start` is the folder of the arm it comes after."""
+    after it start from; `start` is the folder of the arm it comes after. `tells` says which metrics result.json lists; records hold all."""
 
     name: str
     title: str
     about: str
     plan: Callable[[str], Plan]
     measure: Callable[[Arm, int, Path, Path | None], Measured]
+    tells: Callable[[str], bool] = lambda metric: True
 
 
 def find_study(name: str) -> Study:
