@@ -10,7 +10,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "tacit"
-ROOMS = ("config", "core", "tasks", "rewards", "generation", "rl", "sft", "evaluation", "report", "studies", "routing", "clients")
+ROOMS = ("config", "core", "tasks", "rewards", "generation", "rl", "sft", "evaluation", "report", "studies", "routing", "retrieval", "clients")
 LINK = re.compile(r"\[(?P<text>[^\]]*)\]\((?P<up>(?:\.\./)+)(?P<path>[^)#\s]+)(?:#[^)]*)?\)")
 LANGUAGE = re.compile(r"^```(\w+)[ \t]+(\S+\.\w+)[ \t]*$", re.MULTILINE)
 

@@ -59,6 +59,20 @@ def test_hybrid_is_the_fusion_of_both(searcher):
     for hit in hits:
         assert hit.score == pytest.approx(sum(1 / (60 + rank) for rank, _ in hit.parts.values()))
     assert set(hits[0].parts) == {"bm25", "dense"}
+    assert [searcher.explain(searcher.query("graph messages"), hit.paper.id)["score"] for hit in hits] == [hit.score for hit in hits]
+
+
+def test_a_score_does_not_depend_on_how_many_are_shown(searcher):
+    query = searcher.query("graph cats")
+    for method in ("bm25", "dense", "hybrid"):
+        (one,), five = searcher.search(query, 1, method), searcher.search(query, 5, method)
+        assert one.paper == five[0].paper and one.score == pytest.approx(five[0].score, abs=1e-6)  # FAISS and a scan round differently
+
+
+def test_only_the_depth_of_either_ranking_is_fused(searcher, monkeypatch):
+    monkeypatch.setattr("tacit.retrieval.search.DEPTH", 1)
+    hits = searcher.search(searcher.query("quokka"), 5)
+    assert 1 <= len(hits) <= 2 and all(rank == 1 for hit in hits for rank, _ in hit.parts.values())
 
 
 def test_like_a_paper_leaves_that_paper_out(searcher):

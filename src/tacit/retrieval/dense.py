@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tacit.core.progress import Reporter, SilentReporter
 from tacit.retrieval.encoder import Encoder, Vectors
 from tacit.retrieval.papers import Paper
 from tacit.retrieval.sentences import passages
@@ -37,14 +38,16 @@ def passage_words(encoder: Encoder) -> int:
     return max(8, int(WORDS_PER_TOKEN * encoder.length))
 
 
-def encode(encoder: Encoder, papers: Sequence[Paper], words: int, step: Callable[[int], None] = lambda done: None) -> list[Vectors]:
-    """The vectors of the passages of each paper; `step` hears how many passages are done."""
+def encode(encoder: Encoder, papers: Sequence[Paper], words: int, reporter: Reporter | None = None) -> list[Vectors]:
+    """The vectors of the passages of each paper."""
+    reporter = reporter or SilentReporter()
     texts = [passages(paper.title, paper.text, words) for paper in papers]
     every = [text for group in texts for text in group]
     parts = []
+    reporter.phase("encoding passages", len(every))
     for start in range(0, len(every), CHUNK):
         parts.append(encoder.documents(every[start : start + CHUNK]))
-        step(min(start + CHUNK, len(every)))
+        reporter.step(min(start + CHUNK, len(every)) - 1, {"passages": len(every)})
     vectors = np.concatenate(parts) if parts else encoder.documents([])
     return np.split(vectors, np.cumsum([len(group) for group in texts])[:-1])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tacit.core.progress import Reporter, SilentReporter
+from tacit.core.progress import Reporter
 from tacit.mistakes import choice
 from tacit.retrieval.dense import KINDS, Nearest, Passages, encode, joined, passage_words
 from tacit.retrieval.encoder import Encoder, Vectors, same_model
@@ -92,7 +92,7 @@ def build(
         dense = None
         if encoder is not None:
             words = passage_words(encoder)
-            held = joined(_encoded(encoder, papers, words, reporter))
+            held = joined(encode(encoder, papers, words, reporter))
             dense = Dense(encoder.name, kind, words, encoder.probe(), Nearest.build(held, kind))
         store.publish(_writer(Contents(list(papers), _bm25(papers), dense)))
     return Changes(added=len(papers), total=len(papers))
@@ -113,8 +113,8 @@ def add(folder: str | Path, papers: Sequence[Paper], load: Callable[[str], Encod
         changed = [p for p in new.values() if p.id in known and _text(known[p.id]) != _text(p)]
         changes = Changes(len(fresh), len(changed), len(new) - len(fresh) - len(changed), total=len(known) + len(fresh))
         if fresh or changed:
-            after = [new[p.id] if any(p.id == c.id for c in changed) else p for p in old.papers] if changed else list(old.papers)
-            after += fresh
+            replaced = by_id(changed)
+            after = [*(replaced.get(p.id, p) for p in old.papers), *fresh]
             store.publish(_writer(Contents(after, _bm25(after), _grown(old, after, load, reporter) if old.dense else None)))
     return changes
 
@@ -146,19 +146,13 @@ def _bm25(papers: Sequence[Paper]) -> BM25:
     return BM25([tokens(paper.whole) for paper in papers])
 
 
-def _encoded(encoder: Encoder, papers: Sequence[Paper], words: int, reporter: Reporter | None) -> list[Vectors]:
-    reporter = reporter or SilentReporter()
-    reporter.phase("encoding passages", None)
-    return encode(encoder, papers, words, lambda done: reporter.step(done - 1, {"passages": done}))
-
-
 def _grown(old: Contents, after: Sequence[Paper], load: Callable[[str], Encoder], reporter: Reporter | None) -> Dense:
     """Vectors of papers that stayed are kept; papers stand in the old order, new ones at the end."""
     dense = old.dense
     assert dense is not None
     encoder = dense.check(load(dense.model))
     stale = [row for row, paper in enumerate(after) if row >= len(old.papers) or _text(old.papers[row]) != _text(paper)]
-    fresh = dict(zip(stale, _encoded(encoder, [after[row] for row in stale], dense.words, reporter)))
+    fresh = dict(zip(stale, encode(encoder, [after[row] for row in stale], dense.words, reporter)))
     held = joined([fresh[row] if row in fresh else dense.nearest.held.of(row) for row in range(len(after))])
     only_new = stale[0] >= len(old.papers)
     nearest = dense.nearest.grown(held) if only_new else Nearest.build(held, dense.kind)

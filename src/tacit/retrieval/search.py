@@ -20,7 +20,7 @@ from tacit.retrieval.papers import Paper
 from tacit.retrieval.sentences import passages, sentences
 
 METHODS = ("bm25", "dense", "hybrid")
-DEPTH = 100  # papers of either ranking that are fused, at least
+DEPTH = 1000  # papers of either ranking that are fused
 K1, B = 1.2, 0.75  # of BM25 over the sentences of a paper, for highlights
 
 
@@ -88,17 +88,20 @@ class Searcher:
         return Query(text, tuple(sorted(set(tokens(text)))))
 
     def search(self, query: Query, k: int = 10, method: str | None = None) -> list[Hit]:
-        """The best `k` papers, equal scores by id; without the paper that the query is. Default: both methods where there is a model."""
+        """The best `k` papers, equal scores by id; without the paper that the query is. Default: both methods where there is a model.
+
+        Both means the first 1,000 papers of either, whatever `k`, so that a score does not depend on how many are shown.
+        """
         method = method or self.default
         if method not in METHODS:
             raise ValueError(choice("--method", method, list(METHODS)))
-        depth = max(DEPTH, 10 * k)
+        depth = DEPTH if method == "hybrid" else k
         rankings: dict[str, dict[str, float]] = {}
         if method != "dense":
             rankings["bm25"] = self._by_words(query, depth)
         if method != "bm25":
             rankings["dense"] = self._by_meaning(query, depth)
-        orders = {name: ranked(scores) for name, scores in rankings.items()}
+        orders = {name: ranked(scores)[:depth] for name, scores in rankings.items()}
         scores = reciprocal_rank_fusion(orders.values()) if method == "hybrid" else rankings[method]
         places = {name: {paper: rank for rank, paper in enumerate(order, 1)} for name, order in orders.items()}
         hits = []
