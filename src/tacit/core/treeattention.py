@@ -102,19 +102,18 @@ class Tree:
     @classmethod
     def of(cls, prompts: Tensor, completions: Tensor, prompt: Tensor) -> Tree:
         """From the lengths of prompts (P,) and of completions (B,), longest first and none empty, and the prompt (B,) of each completion."""
-        trunk, branches, start = Block.of(prompts), list[Branches](), 0
+        trunk, branches, sizes, start = Block.of(prompts), list[Branches](), [int(prompts.sum())], 0
         for size in like(completions.tolist()):
             lengths, mine = completions[start : start + size], prompt[start : start + size]
             block, start = Block.of(lengths), start + size
+            sizes.append(int(lengths.sum()))
             before = torch.arange(trunk.width)[None] < prompts[mine, None]  # (R, Lp)
             if bool(before.all()):
                 before = before[:1]
             own = torch.ones(block.width, block.width, dtype=torch.bool).tril()
             looks = torch.cat([before[:, None].expand(-1, block.width, -1), own[None].expand(len(before), -1, -1)], -1)
             branches.append(Branches(block, mine, looks[:, None]))
-        ends = [0, *(b.block.rows for b in branches)]
-        counts = [int(part.sum()) for part in completions.split(ends[1:])] if branches else []
-        return cls([int(prompts.sum()), *counts], trunk, branches)
+        return cls(sizes, trunk, branches)
 
     def to(self, device: torch.device) -> Tree:
         return replace(self, trunk=self.trunk.to(device), branches=[b.to(device) for b in self.branches])
