@@ -250,9 +250,8 @@ def _learning(config: RLConfig | SFTConfig, sizes: Sizes, micro: MicroBatch, dev
     yield Part("their gradients", besides, "learning", "as much as one layer keeps")
     yield Part("logits and their gradient", head(sizes, micro, heads=1 if weak is None else 2), "learning", "in chunks of the vocabulary")
     if device == "cpu":
-        yield Part(
-            "holes between blocks", round(HOLES * kept) + SCRATCH, "learning", f"{HOLES:.0%} of activations and {SCRATCH // MIB} MiB, measured"
-        )
+        holes = round(HOLES * kept) + SCRATCH + (ADAPTED * besides if sizes.adapters else 0)
+        yield Part("holes between blocks", holes, "learning", "what the C library's allocator cannot give out again, as measured")
 
 
 def saved_bytes(config: RLConfig | SFTConfig, sizes: Sizes, weak: Sizes | None = None) -> int:
