@@ -36,15 +36,12 @@ def test_micro_batches_of_supervised_training_are_filled_with_rows_of_the_longes
 
 
 def test_micro_batches_of_reinforcement_learning_share_their_prompts() -> None:
-    wide = replace(SMALL, hidden=100)
-    assert micro_batch(rl(), wide, Texts(40)) == MicroBatch(4 * 58, 58, True, False)  # 40 + 3 * 6 tokens a prompt
+    assert micro_batch(rl(), SMALL, Texts(40)) == MicroBatch(4 * 58, 58, False, False)  # 40 + 3 * 6 tokens a prompt
     alone = rl(algorithm={"prefix_sharing": False, "micro_batch_tokens": 100})
-    assert micro_batch(alone, wide, Texts(40)) == MicroBatch(92, 46, False, True)
+    assert micro_batch(alone, SMALL, Texts(40)) == MicroBatch(92, 46, False, True)
     tight = rl(algorithm={"micro_batch_tokens": 53})  # room for two completions behind the prompt
-    assert micro_batch(tight, wide, Texts(40)) == MicroBatch(52, 52, True, True)
-    short = rl(
-        {"max_new_tokens": 60}
-    )  # 4 + 180 tokens attend to each other: more work than three rows of 64, as 184 * (48 + 184) > 3 * 64 * (48 + 64)
+    assert micro_batch(tight, SMALL, Texts(40)) == MicroBatch(52, 52, False, True)
+    short = rl({"max_new_tokens": 60})  # 4 + 180 tokens are more than nine tenths of three rows of 64
     assert micro_batch(short, SMALL, Texts(4)) == MicroBatch(12 * 64, 64, False, False)
     assert micro_batch(rl(algorithm={"minibatch_rows": 2, "prefix_sharing": False}), SMALL, Texts(4)).tokens == 20
 

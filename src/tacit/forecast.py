@@ -15,6 +15,7 @@ from tacit.config import RLConfig, SFTConfig, WMSSConfig
 from tacit.core.checkpoint import SHARD_BYTES
 from tacit.core.logprobs import CHUNK_ELEMENTS
 from tacit.core.policy import MICRO_BATCH_TOKENS
+from tacit.core.scorer import WORTH
 from tacit.generation.transformers_decoder import ROOM
 
 MIB = 2**20
@@ -100,7 +101,8 @@ class Forecast:
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Padded tokens of a forward pass, in rows of so many; `masked` where rows hold several texts; `several` of them make an optimiser step."""
+    """Tokens of a forward pass, in rows of so many or prompts with their completions of so many; `masked` where rows hold several packed texts;
+    `several` of them make an optimiser step."""
 
     tokens: int
     row: int
@@ -116,9 +118,8 @@ def micro_batch(config: RLConfig | SFTConfig, sizes: Sizes, texts: Texts, device
         budget = algorithm.micro_batch_tokens or MICRO_BATCH_TOKENS.get(device, 16384)
         rows, row = -(-(algorithm.minibatch_rows or config.sampling.prompts * group) // processes), before + after
         together = max(1, min(group, (budget - before) // after)) if algorithm.prefix_sharing else 1
-        shared = before + together * after
-        masked = together > 1 and shared * (6 * sizes.hidden + shared) < together * row * (6 * sizes.hidden + row)  # as core.layout.bundles has it
-        if masked:
+        shared, masked = before + together * after, False  # the prompt once, then its completions: see core.treeattention
+        if together > 1 and shared <= WORTH * together * row:
             rows, row = -(-rows // together), shared
     else:
         budget = config.micro_batch_tokens or MICRO_BATCH_TOKENS.get(device, 16384)
