@@ -120,12 +120,23 @@ class FilterConfig(Strict):
     overlong_penalty: float = Field(default=1.0, ge=0)
 
 
+class CriticConfig(Strict):
+    """PPO's value function, with `advantage: gae`: a copy of the policy's trunk with an output and an optimiser of its own."""
+
+    lr: float | None = Field(default=None, gt=0, description="default: ten times optimiser.lr, whose other settings hold for both")
+    gamma: float = Field(default=1.0, ge=0, le=1, description="discount a token")
+    lam: float = Field(default=1.0, ge=0, le=1, description="GAE's λ. 1: return minus value; 0: the error of one step")
+    clip: float | None = Field(default=0.5, gt=0, description="a step counts up to this far from the value at drawing; null: no clipping")
+    whiten: bool = Field(default=True, description="advantages are brought to mean 0 and std 1 over the tokens of the step")
+
+
 class AlgorithmConfig(Strict):
     """Advantage, loss and aggregation of the base update."""
 
     advantage: str = Field(
-        default="grpo", description="grpo, dr_grpo, rloo, reinforce_pp, reinforce_pp_baseline, remax, mean_centred, or file.py:function"
+        default="grpo", description="grpo, dr_grpo, rloo, reinforce_pp, reinforce_pp_baseline, remax, mean_centred, gae, or file.py:function"
     )
+    critic: CriticConfig = CriticConfig()
     length_penalty: float = Field(default=0.0, ge=0, description="length-rank shaping among the right answers of a group")
     loss: str = Field(default="clip", description="clip, gspo, sequence, cispo, policy_gradient, or file.py:function")
     clip_low: float = Field(default=0.2, ge=0)

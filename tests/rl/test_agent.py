@@ -304,8 +304,8 @@ def test_an_own_loss_must_be_per_token(lab, own, name):
 def test_unknown_names_are_one_sentence(own):
     with pytest.raises(ValueError, match=r"^unknown loss 'ppo': choose one of cispo, clip, .*, or give your own as file.py:function$"):
         bind_loss(AlgorithmConfig(loss="ppo"))
-    with pytest.raises(ValueError, match=r"^unknown advantage 'gae': choose one of dr_grpo, grpo, .*, or give your own as file.py:function$"):
-        bind_advantage(AlgorithmConfig(advantage="gae"))
+    with pytest.raises(ValueError, match=r"^unknown advantage 'ppo': choose one of dr_grpo, gae, grpo, .*, or give your own as file.py:function$"):
+        bind_advantage(AlgorithmConfig(advantage="ppo"))
     with pytest.raises(ValueError, match=r"own_parts\.py defines no 'halve'; did you mean 'halved'"):
         bind_advantage(AlgorithmConfig(advantage=own + "halve"))
 

@@ -122,6 +122,7 @@ TOKEN_COLUMNS: dict[str, tuple[torch.dtype, float | None]] = {
     "behaviour_logp": (torch.float32, None),  # log-prob under the sampler that drew it, at its temperature
 }
 # Filled by the annotate stage, and only when a component declares the need: old_logp, ref_logp, entropy, value (T,), hidden (T, D).
+# Filled by the credit stage of an agent with a critic: gae, returns (T,).
 
 
 class RolloutBatch:
@@ -151,6 +152,8 @@ class RolloutBatch:
     entropy: Tensor
     value: Tensor
     hidden: Tensor
+    gae: Tensor
+    returns: Tensor
 
     def __init__(
         self,

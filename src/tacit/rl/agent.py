@@ -19,6 +19,7 @@ from tacit.generation.decoders import decoder_for
 from tacit.generation.sampler import Sampler
 from tacit.rl import advantages, kl
 from tacit.rl.component import Component
+from tacit.rl.critic import Critic
 from tacit.rl.filters import DynamicSampling, Overlong
 from tacit.rl.losses import LOSSES, PolicyLoss, TokenLoss
 from tacit.rl.step import Step
@@ -65,7 +66,22 @@ class Agent:
             rows=self.sampling.rows,
         )
         self.loss = bind_loss(self.algorithm)
-        self.advantage = bind_advantage(self.algorithm)
+        self.critic: Critic | None = None
+        if self.algorithm.advantage == "gae":
+            self.critic = self._make_critic(in_all)
+        else:
+            self.advantage = bind_advantage(self.algorithm)
+
+    def _make_critic(self, steps: int) -> Critic:
+        """Raises ValueError where a critic cannot work."""
+        if self.mirror is not self.policy:
+            raise ValueError("algorithm.advantage: gae keeps a critic whole in every process; set runtime.distributed: ddp, or another advantage")
+        if odd := next((c for c in self.components if c.per_rollout), None):
+            raise ValueError(
+                f"{type(odd).__name__} goes by one advantage for a whole rollout, and algorithm.advantage: gae gives every token its own; "
+                "leave the component out, or choose another advantage"
+            )
+        return Critic(self.policy, self.algorithm.critic, self.optimiser_config, steps=steps, micro_batch_tokens=self.algorithm.micro_batch_tokens)
 
     def sync(self) -> None:
         """Brings what draws up to date with what is trained. Collective where weights are sharded, and nothing to do elsewhere."""
@@ -104,6 +120,8 @@ class Agent:
             stats = self.mirror.token_stats(batch.prompt_tokens, batch.completions, entropy="entropy" in wanted, hidden="hidden" in wanted, **options)
             found = {"old_logp": stats.logp, "entropy": stats.entropy, "hidden": stats.hidden}
             batch = batch.with_columns(**{name: column for name, column in found.items() if name in wanted and column is not None})
+        if "value" in wanted and self.critic is not None:
+            batch = batch.with_columns(value=self.critic.values(batch.prompt_tokens, batch.completions))
         if "ref_logp" in wanted:
             batch = batch.with_columns(ref_logp=self.mirror.token_stats(batch.prompt_tokens, batch.completions, reference=True, **options).logp)
         return batch
@@ -120,15 +138,26 @@ class Agent:
         """Everything drawn, with this learner's advantages: full groups, whatever will be trained on later."""
         pool = step.drawn
         mine = pool.agent == self.index
-        rewards = pool.reward.clone()
+        penalty = torch.zeros(len(pool.token), dtype=torch.float64)
         if self.algorithm.kl.coefficient > 0 and self.algorithm.kl.where == "reward":
-            penalty = kl.kl_reward(pool.old_logp, pool.ref_logp, self.algorithm.kl.form) * pool.action
-            rewards -= self.algorithm.kl.coefficient * torch.zeros_like(rewards).index_add_(0, pool.row_of_token, penalty.double())
-        advantage = torch.zeros_like(rewards)
-        advantage[mine] = self.advantage(pool.select(mine), rewards[mine])
-        pool = pool.with_columns(advantage=advantage)
+            divergence = kl.kl_reward(pool.old_logp, pool.ref_logp, self.algorithm.kl.form) * pool.action
+            penalty += self.algorithm.kl.coefficient * divergence.double()
+        if self.critic is not None:
+            counted = mine & pool.scored & (pool.role == Role.TRAIN)
+            pool = self.critic.credit(pool, shaped(self.algorithm, pool, pool.reward, counted), penalty, counted)
+        else:
+            rewards = pool.reward - torch.zeros_like(pool.reward).index_add_(0, pool.row_of_token, penalty)
+            advantage = torch.zeros_like(rewards)
+            advantage[mine] = self.advantage(pool.select(mine), rewards[mine])
+            pool = pool.with_columns(advantage=advantage)
+        given = pool.advantage
         for component in self.components:
             pool = component.credit(step, self, pool)
+        if self.critic is not None and not torch.equal(pool.advantage, given):
+            raise ValueError(
+                "a component changed the column advantage, which is only a mean of what algorithm.advantage: gae trains on; "
+                "it must change the token column gae, or go with another advantage"
+            )
         return pool
 
     def select(self, step: Step, pool: RolloutBatch) -> RolloutBatch:
@@ -150,7 +179,7 @@ class Agent:
         in_loss = config.kl.coefficient > 0 and config.kl.where == "loss"
         return Update(
             batch=batch,
-            advantages=advantages.broadcast(batch.advantage, batch.offsets),
+            advantages=advantages.broadcast(batch.advantage, batch.offsets) if self.critic is None else batch.gae,
             loss=self.loss,
             aggregation=config.aggregation,
             kl=KLTerm(config.kl.coefficient, config.kl.form, config.kl.importance_weighted) if in_loss else None,
@@ -168,13 +197,15 @@ class Agent:
             "optimiser": whole(self.optimiser.state_dict()),
             "scheduler": self.scheduler.state_dict(),
             "components": [c.state_dict() for c in self.components],
-        }
+        } | ({} if self.critic is None else {"critic": self.critic.state_dict()})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.policy.load_state_dict(state["policy"])
         self.policy.version = state["version"]
         load_optimiser(self.optimiser, state["optimiser"])
         self.scheduler.load_state_dict(state["scheduler"])
+        if self.critic is not None:
+            self.critic.load_state_dict(state["critic"])
         for component, saved in zip(self.components, state["components"], strict=True):
             component.load_state_dict(saved)
 
@@ -207,6 +238,14 @@ def bind_loss(config: AlgorithmConfig) -> BoundLoss:
     return BoundLoss(_named(config.loss, LOSSES, "loss"), config, silent_at_zero=config.skip_silent and config.loss in LOSSES)
 
 
+def shaped(config: AlgorithmConfig, batch: RolloutBatch, rewards: Tensor, scored: Tensor) -> Tensor:
+    """Rewards (B,) less what the length penalty takes off; of the training rollouts only."""
+    if config.length_penalty == 0:
+        return rewards
+    right = scored & (batch.role == Role.TRAIN) & (batch.rows["reward/raw"] > 0)
+    return advantages.length_rank_shaping(rewards, batch.lengths, right, batch.group, scored, config.length_penalty)
+
+
 def bind_advantage(config: AlgorithmConfig) -> Any:
     """(batch, rewards (B,)) -> advantages (B,): length shaping first, then the estimator; greedy rollouts serve ReMax and no other."""
     function = _named(config.advantage, advantages.ADVANTAGES, "advantage")
@@ -214,9 +253,7 @@ def bind_advantage(config: AlgorithmConfig) -> Any:
     def advantage(batch: RolloutBatch, rewards: Tensor) -> Tensor:
         train = batch.role == Role.TRAIN
         scored = batch.scored & (train if config.advantage != "remax" else train | (batch.role == Role.GREEDY))
-        if config.length_penalty > 0:
-            right = scored & train & (batch.rows["reward/raw"] > 0)
-            rewards = advantages.length_rank_shaping(rewards, batch.lengths, right, batch.group, scored, config.length_penalty)
+        rewards = shaped(config, batch, rewards, scored)
         if config.advantage == "remax":
             return advantages.remax(rewards, batch.group, scored, greedy=batch.role == Role.GREEDY)
         found = function(rewards, batch.group, scored)
@@ -234,13 +271,16 @@ def _named(name: str, known: Mapping[str, Any], kind: str) -> Any:
             raise ValueError(f"{kind} {name!r} is no function but of type {type(own).__name__}")
         return own
     if name not in known:
-        raise ValueError(f"unknown {kind} {name!r}: choose one of {', '.join(sorted(known))}, or give your own as file.py:function")
+        names = [*known, "gae"] if kind == "advantage" else known
+        raise ValueError(f"unknown {kind} {name!r}: choose one of {', '.join(sorted(names))}, or give your own as file.py:function")
     return known[name]
 
 
 def _needs(algorithm: AlgorithmConfig, sampling: SamplingConfig, components: Sequence[Component]) -> frozenset[str]:
     """Columns to annotate. Log-probs of the trainer are needed as soon as a second optimiser step uses the batch."""
     needs = frozenset[str]().union(*(c.needs for c in components))
+    if algorithm.advantage == "gae":
+        needs |= {"value"}
     if algorithm.kl.coefficient > 0:
         needs |= {"ref_logp"} | ({"old_logp"} if algorithm.kl.where == "reward" else set())
     if algorithm.old_logprobs == "recompute" or (algorithm.old_logprobs == "auto" and optimiser_steps(algorithm, sampling) > 1):

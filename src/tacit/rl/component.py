@@ -31,7 +31,8 @@ class Component:
     component's own state only, and that state must be in `state_dict`: a resumed run continues bit for bit.
     """
 
-    needs: frozenset[str] = frozenset()  # columns the annotate stage must fill: old_logp, ref_logp, entropy, hidden
+    needs: frozenset[str] = frozenset()  # columns the annotate stage must fill: old_logp, ref_logp, entropy, hidden; with a critic: value
+    per_rollout: bool = False  # goes by the column advantage, one number a rollout: not with a critic, whose advantages differ by token
     rounds: int = 1  # draws per step this component may ask for, through `keep`
     ended: str = ""  # why training must stop: the job ends with the step after which this says something
 

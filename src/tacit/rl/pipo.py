@@ -153,6 +153,8 @@ class PIPO(Component):
 
     def credit(self, step: Step, agent: Agent, pool: RolloutBatch) -> RolloutBatch:
         """The attribution of every rollout, from its whole group: what is trained on may be less."""
+        if agent.critic is not None:  # its advantages are replayed as they are, token by token
+            return pool
         counted = pool.scored & (pool.agent == agent.index) & (pool.role == Role.TRAIN)
         return pool.with_columns(**{ATTRIBUTION: attribution(pool.advantage, pool.group, counted)})
 
@@ -207,8 +209,8 @@ class PIPO(Component):
         base = agent.base_update(batch)
         if coefficient > 0 and self.clip_high is not None:
             base = replace(base, loss=replace(agent.loss, config=agent.algorithm.model_copy(update={"clip_high": self.clip_high})))
-        share = coefficient * batch.rows[ATTRIBUTION].nan_to_num()
-        return replace(base, advantages=broadcast(share, batch.offsets), epochs=1, tag="replay", scheduled=False)
+        share = broadcast(batch.rows[ATTRIBUTION].nan_to_num(), batch.offsets) if agent.critic is None else batch.gae
+        return replace(base, advantages=coefficient * share, epochs=1, tag="replay", scheduled=False)
 
     def gain(self, step: Step, agent: Agent, xi: float | None) -> dict[str, float]:
         """What the last update gained on the probes, and whether ξ has the same sign."""

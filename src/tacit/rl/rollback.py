@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from tacit.core.rollouts import Prompt, RolloutBatch
 from tacit.core.runtime import load_optimiser, whole
@@ -41,15 +42,17 @@ class Snapshot:
     level: float
     policy: dict[str, Tensor]
     optimiser: dict[str, Any]
+    critic: dict[str, Any] | None = None  # the same of the critic, where there is one
 
     @property
     def bytes(self) -> int:
-        return sum(t.nbytes for t in tensors_in([self.policy, self.optimiser]))
+        return sum(t.nbytes for t in tensors_in([self.policy, self.optimiser, self.critic]))
 
 
 def take(agent: Agent, step: int, level: float) -> Snapshot:
     """A copy on the CPU. Collective where weights are sharded."""
-    return Snapshot(step, level, copied(agent.policy.state_dict()), copied(whole(agent.optimiser.state_dict())))
+    critic = None if agent.critic is None else {name: agent.critic.state_dict()[name] for name in ("weights", "optimiser")}
+    return Snapshot(step, level, copied(agent.policy.state_dict()), copied(whole(agent.optimiser.state_dict())), copied(critic))
 
 
 def put_back(agent: Agent, snapshot: Snapshot, damping: float) -> None:
@@ -58,12 +61,19 @@ def put_back(agent: Agent, snapshot: Snapshot, damping: float) -> None:
     The version must never come back: it tells rollouts of one policy from those of another.
     """
     agent.policy.load_state_dict(snapshot.policy)
-    load_optimiser(agent.optimiser, copied(snapshot.optimiser))
-    scheduler = agent.scheduler
-    scheduler.base_lrs = [damping * lr for lr in scheduler.base_lrs]
-    for group, base, factor in zip(agent.optimiser.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
-        group["initial_lr"], group["lr"] = base, base * factor(scheduler.last_epoch)
+    rewind(agent.optimiser, agent.scheduler, snapshot.optimiser, damping)
+    if agent.critic is not None and snapshot.critic is not None:  # at its own rate: what it learns moves no policy by itself
+        agent.critic.load_weights(snapshot.critic["weights"])
+        rewind(agent.critic.optimiser, agent.critic.scheduler, snapshot.critic["optimiser"], damping=1.0)
     agent.policy.version += 1
+
+
+def rewind(optimiser: torch.optim.Optimizer, scheduler: LambdaLR, state: dict[str, Any], damping: float) -> None:
+    """The moments of `state`, and the learning rate where the schedule is now, times `damping`."""
+    load_optimiser(optimiser, copied(state))
+    scheduler.base_lrs = [damping * lr for lr in scheduler.base_lrs]
+    for group, base, factor in zip(optimiser.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+        group["initial_lr"], group["lr"] = base, base * factor(scheduler.last_epoch)
 
 
 def copied(state: Any) -> Any:
@@ -129,7 +139,8 @@ class Rollback(Component):
 
     def note(self, agent: Agent) -> str:
         usual = agent.sampling.prompts * agent.sampling.group_size
-        weights = sum(p.nbytes for _, p in agent.policy.trainable())
+        trained = agent.policy.trainable() + (agent.critic.trainable() if agent.critic is not None else [])
+        weights = sum(p.nbytes for _, p in trained)
         return (
             f"rollback: {len(self.probes)} probes every {self.probes.every} steps are {len(self.probes) / self.probes.every:.0f} "
             f"completions a step beside {usual}; up to {self.keep_snapshots} snapshots of {3 * weights / 2**20:.1f} MiB each, "
@@ -216,7 +227,7 @@ class Rollback(Component):
             "evidence": self.test.evidence,
             "noise": self.probes.noise,
             "start": self.probes.start,
-            "ring": [{f: getattr(s, f) for f in ("step", "level", "policy", "optimiser")} for s in self.ring],
+            "ring": [{f: getattr(s, f) for f in ("step", "level", "policy", "optimiser", "critic")} for s in self.ring],
             "done": self.done,
             "row": self.row,
             "ended": self.ended,

@@ -97,6 +97,8 @@ class Selector(Component):
     stale    optimiser steps beyond which a buffered rollout is no candidate; null: no limit but L
     """
 
+    per_rollout = True
+
     def __init__(self, rule: str = "random", mode: Mode = "intra", share: float = 0.5, rounds: int = 4, count: float = 1.0, stale: int | None = None):
         if rule not in RULES and type(self) is Selector:
             raise ValueError(f"rule of a selector must be one of {', '.join(RULES)}, not {rule!r}")

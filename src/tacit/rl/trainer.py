@@ -56,6 +56,8 @@ class Trainer:
             raise ValueError(f"agents must be numbered 0..{len(agents) - 1} by their `index`, these are {[a.index for a in agents]}")
         if len(asked := {a.sampling.prompts for a in agents}) > 1:
             raise ValueError(f"all agents answer the same prompts, so sampling.prompts must be the same for each, not {sorted(asked)}")
+        if len(agents) > 1 and any(a.critic is not None for a in agents):
+            raise ValueError("algorithm.advantage: gae works with one agent: a critic judges no rollouts of other policies; choose another advantage")
         self.agents, self.task, self.reward, self.seed = list(agents), task, reward, seed
         self.runtime = runtime or Runtime()
         self.prompts = agents[0].sampling.prompts
@@ -103,7 +105,10 @@ class Trainer:
         with step.timed("update"):
             for agent, updates in zip(self.agents, plans, strict=True):
                 for index, update in enumerate(updates):
-                    step.record(agent, update, run_update(agent, update, index, self.runtime, (self.seed, self.index, agent.index)))
+                    seed = (self.seed, self.index, agent.index)
+                    if agent.critic is not None and update.tag == "policy":  # a replay teaches the critic nothing
+                        step.tell(agent, agent.critic.learn(update, index, self.runtime, seed))
+                    step.record(agent, update, run_update(agent, update, index, self.runtime, seed))
 
         with step.timed("observe"):
             step.pool = pools[0]

@@ -86,6 +86,8 @@ class TrueValue(Component):
     An instrument: it costs those completions, one pass with gradient over them and two log-prob passes over the batch, and changes no update.
     """
 
+    per_rollout = True
+
     def __init__(self, prompts: int = 64, group: int = 4, every: int = 1):
         if prompts < 1 or group < 2 or every < 1:
             raise ValueError(f"true_value needs prompts >= 1, group >= 2 and every >= 1, not {prompts}, {group} and {every}")
