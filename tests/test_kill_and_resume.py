@@ -67,6 +67,7 @@ CBS = PLAIN | {
         {"name": "pipo", "options": {"window": 3}},
     ],
 }
+PPO = PLAIN | {"steps": 20, "algorithm": {"advantage": "gae"}, "components": [{"name": "pipo", "options": {"window": 3}}]}
 SFT = PLAIN | {"kind": "sft", "batch_size": 8, "max_new_tokens": 6, "micro_batch_tokens": 40, "steps": 40}
 del SFT["sampling"]
 
@@ -108,6 +109,7 @@ def server():
         pytest.param(FULL, 3, id="dapo-accumulation"),
         pytest.param(PIPO, 2, id="pipo-rollback"),
         pytest.param(CBS, 2, id="cbs-pipo"),
+        pytest.param(PPO, 2, id="ppo-pipo"),
         pytest.param(SFT, 2, id="sft"),
         pytest.param(FULL, 20, id="dapo-accumulation-20", marks=pytest.mark.slow),
         pytest.param(PLAIN, 20, id="grpo-20", marks=pytest.mark.slow),
