@@ -113,6 +113,15 @@ def test_a_reference_is_a_copy_unless_adapters_can_be_switched_off() -> None:
     assert "reference policy" not in parts(config, adapted)
 
 
+def test_a_critic_is_a_trunk_that_trains_or_an_adapter() -> None:
+    config = rl(algorithm={"advantage": "gae"})
+    found = parts(config)
+    assert (found["critic"], found["its optimiser states"], found["gradients of the critic"]) == (4000, 8000, 4000)
+    assert saved_bytes(config, SMALL) == 3 * 2 * 4000 and "critic" not in parts(rl())
+    assert parts(config, replace(SMALL, tied=False))["critic"] == 4 * (1000 - 80)  # without the head
+    assert parts(config, replace(SMALL, parameters=1100, trained=100))["critic"] == 400
+
+
 def test_the_native_decoder_packs_weights_and_shares_whole_pages_of_prompts() -> None:
     config = rl({"prompts": 2, "group_size": 3, "max_new_tokens": 20}, evaluation={"prompts": 2})
     found = {p.name: p.bytes for p in forecast(config, SMALL, Texts(70), process=0, native=True).parts}

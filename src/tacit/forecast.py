@@ -211,6 +211,9 @@ def _always(config: RLConfig | SFTConfig, sizes: Sizes, process: int, device: st
     yield Part("optimiser states", moments // sharers, "always", "two moments of " + _times(sizes.trained, sizes.element))
     if isinstance(config, RLConfig) and config.algorithm.kl.coefficient > 0 and not sizes.adapters:
         yield Part("reference policy", sizes.weights, "always", "a copy of the weights, for algorithm.kl")
+    if critic := critic_parameters(config, sizes):
+        yield Part("critic", critic * sizes.element, "always", _times(critic, sizes.element))
+        yield Part("its optimiser states", 2 * critic * sizes.element, "always", "two moments of " + _times(critic, sizes.element))
     if weak is not None and isinstance(config, WMSSConfig):
         yield Part("weak model", weak.weights, "always", _times(weak.parameters, weak.element))
         if config.rounds > 1:
@@ -242,6 +245,8 @@ def _drawing(config: RLConfig | SFTConfig, sizes: Sizes, texts: Texts, native: b
 def _learning(config: RLConfig | SFTConfig, sizes: Sizes, micro: MicroBatch, device: str, weak: Sizes | None) -> Iterator[Part]:
     sharers = config.runtime.processes if config.runtime.distributed == "fsdp2" else 1
     yield Part("gradients", sizes.trained * sizes.element // sharers, "learning", _times(sizes.trained, sizes.element))
+    if critic := critic_parameters(config, sizes):
+        yield Part("gradients of the critic", critic * sizes.element, "learning", _times(critic, sizes.element))
     kept, besides = activations(config, sizes, micro)
     if weak is not None and isinstance(config, WMSSConfig) and not config.frozen:
         yield Part("gradients of the weak model", weak.trained * weak.element, "learning", _times(weak.trained, weak.element))
@@ -255,10 +260,17 @@ def _learning(config: RLConfig | SFTConfig, sizes: Sizes, micro: MicroBatch, dev
         yield Part("holes between blocks", holes, "learning", "what the C library's allocator cannot give out again, as measured")
 
 
+def critic_parameters(config: RLConfig | SFTConfig, sizes: Sizes) -> int:
+    """What PPO's critic trains: an adapter like the policy's, or a trunk of its own, without the policy's head; 0 without a critic."""
+    if not isinstance(config, RLConfig) or config.algorithm.advantage != "gae":
+        return 0
+    return sizes.trained if sizes.adapters else sizes.parameters - (0 if sizes.tied else sizes.vocabulary * sizes.hidden)
+
+
 def saved_bytes(config: RLConfig | SFTConfig, sizes: Sizes, weak: Sizes | None = None) -> int:
-    """Bytes of a checkpoint: what trains with both moments; the best policy so far; under wmss the weak model, and the strong one of the round's
-    beginning where another round follows."""
-    found = 3 * sizes.trained * sizes.element
+    """Bytes of a checkpoint: what trains with both moments, a critic too; the best policy so far; under wmss the weak model, and the strong one of
+    the round's beginning where another round follows."""
+    found = 3 * (sizes.trained + critic_parameters(config, sizes)) * sizes.element
     if isinstance(config, SFTConfig) and config.restores_best:
         found += sizes.trained * sizes.element
     if weak is not None and isinstance(config, WMSSConfig):
