@@ -42,8 +42,10 @@ class Trackers:
 
     def _opened(self) -> list[Any]:
         if self.names and not self._open:
-            from accelerate.tracking import LOGGER_TYPE_TO_CLASS  # a second to import, and most runs do without
+            from accelerate import PartialState  # a second to import, and most runs do without
+            from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+            PartialState()  # some of these classes ask for it and do not make it
             for name in self.names:
                 files = name == "tensorboard"
                 options: dict[str, Any] = {"logging_dir": self.folder} if files else {"name": self.folder.name}
