@@ -11,6 +11,7 @@ from tacit.report import curves, health
 from tacit.report.arms import Arm, arms, settings_that_differ
 from tacit.report.comparison import comparison
 from tacit.report.html import absent, asset, document, in_script, table, text
+from tacit.report.instruments import instruments
 from tacit.report.runs import ReportError, Run, examples, flat, read_runs
 from tacit.report.summary import header, intervals, tiles, verdict_card
 from tacit.report.verdict import verdict
@@ -49,6 +50,7 @@ def page(runs: Sequence[Run], plotly: str) -> str:
         ("curves", "Curves", curve_cards(charts, others, left_out, compared)),
         ("time", "Time", chart_card("time", curves.Chart("Seconds of a step, by stage")) if time else absent("No stage times were recorded.")),
         ("health", "Health", health_tables(runs)),
+        *([("measured", "Measured", found)] if (found := instruments(compared)) else []),
         ("samples", "Samples", samples(runs)),
         ("setup", "Setup", setup(runs, compared)),
     ]
