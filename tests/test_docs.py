@@ -21,8 +21,8 @@ import pytest
 from typer.testing import CliRunner
 
 from tacit.cli import app
-from tacit.rl import advantages, losses
 from tacit.core.thresholds import THRESHOLDS
+from tacit.rl import advantages, losses
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

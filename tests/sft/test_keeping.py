@@ -74,7 +74,9 @@ def test_a_kept_policy_can_be_exported(tmp_path):
     folder = export(tmp_path / "run", step=2)
     assert folder == tmp_path / "run/export-2"
     assert all(torch.equal(weights(folder)[name], t) for name, t in weights(tmp_path / "run/kept/step-00000002").items())
-    assert "- step: 2, kept on the way" in (folder / "README.md").read_text() and "- step:" not in (export(tmp_path / "run") / "README.md").read_text()
+    assert (
+        "- step: 2, kept on the way" in (folder / "README.md").read_text() and "- step:" not in (export(tmp_path / "run") / "README.md").read_text()
+    )
     with pytest.raises(ExportError, match="has not kept the policy of step 3; the steps that it kept: 2, 4"):
         export(tmp_path / "run", step=3)
 
