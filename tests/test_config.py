@@ -149,7 +149,7 @@ WRONG_FILES = {
     "American spelling": (("optimiser:", "optimizer:"), f"r.yaml:{line('optimiser')}: unknown key 'optimizer'; did you mean 'optimiser'?"),
     "key in the wrong section": (
         ("clip_low: 0.1", "lr: 0.1"),
-        f"r.yaml:{line('clip_low')}: unknown key 'algorithm.lr'; did you mean 'optimiser.lr'?",
+        f"r.yaml:{line('clip_low')}: unknown key 'algorithm.lr'; did you mean 'algorithm.critic.lr' or 'optimiser.lr'?",
     ),
     "top-level key inside": (("clip_low: 0.1", "steps: 5"), f"r.yaml:{line('clip_low')}: unknown key 'algorithm.steps'; did you mean 'steps'?"),
     "ambiguous elsewhere": (
@@ -160,7 +160,10 @@ WRONG_FILES = {
         ("seed: 3", "optimiser.lr: 1"),
         f"r.yaml:{line('seed')}: unknown key 'optimiser.lr'; write it in nested sections, optimiser: lr",
     ),
-    "no near name": (("clip_low", "zzz"), f"r.yaml:{line('clip_low')}: unknown key 'algorithm.zzz'; the keys here are advantage, length_penalty, "),
+    "no near name": (
+        ("clip_low", "zzz"),
+        f"r.yaml:{line('clip_low')}: unknown key 'algorithm.zzz'; the keys here are advantage, critic, length_penalty, ",
+    ),
     "text for a number": (("2e-4", "fast"), f"r.yaml:{line('lr')}: 'optimiser.lr' must be a number, not 'fast'"),
     "quoted number": (("2e-4", "'2e-4'"), f"r.yaml:{line('lr')}: 'optimiser.lr' must be a number, not '2e-4'"),
     "fraction for a count": (("seed: 3", "seed: 3.5"), f"r.yaml:{line('seed')}: 'seed' must be a whole number, not 3.5"),

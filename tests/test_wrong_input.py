@@ -198,7 +198,7 @@ def test_ctrl_c_in_each_phase(steps, wait_for):
 # What is wrong, as a user writes it on the command line -> words of the sentence that lead to the fix.
 MISTAKES = {
     "sampling.group_sise=4": "did you mean 'sampling.group_size'?",
-    "algorithm.lr=0.1": "did you mean 'optimiser.lr'?",
+    "algorithm.lr=0.1": "did you mean 'algorithm.critic.lr' or 'optimiser.lr'?",
     "steps": "write key=value",
     "steps=many": "'steps' must be a whole number",
     "steps=0": "'steps' must be at least 1",

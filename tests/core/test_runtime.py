@@ -250,6 +250,7 @@ class FakeTracker:
 def test_trackers_open_when_there_is_something_to_say(tmp_path, monkeypatch):
     import accelerate.tracking
 
+    accelerate.PartialState()  # before the world seems to hold every package
     FakeTracker.made = []
     for name in ("wandb", "tensorboard"):
         monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, name, FakeTracker)
