@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -125,3 +126,22 @@ class Lab:
 @pytest.fixture(scope="session")
 def lab() -> Lab:
     return Lab()
+
+
+PROBLEMS = [{"problem": f"What is {a} + {b}?", "answer": str(a + b), "level": "Level 1"} for a in range(2, 12) for b in range(2, 12)]
+
+
+@pytest.fixture
+def qwen3_on_math(tmp_path, monkeypatch):
+    """A folder to be in: a few problems in the place of MATH, a tiny model of Qwen3's architecture under model/, a reward in mine.py."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TACIT_DATA", str(tmp_path / "data"))
+    for name, rows in (("math/train", PROBLEMS), ("math500/test", PROBLEMS[::4])):
+        path = tmp_path / "data" / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "mine.py").write_text("def score(prompt, completion, answer):\n    return float(len(completion) % 2)\n")
+    tokenizer = char_tokenizer("".join(map(chr, range(32, 127))) + "\n")
+    model = tiny_model(TinyConfig(family="qwen3", hidden=16, layers=1, heads=2, kv_heads=1, mlp=32, context=8192), tokenizer)
+    model.save_pretrained("model")
+    tokenizer.save_pretrained("model")

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tacit.config import RLConfig, TinyConfig, load
-from tacit.core.tiny import char_tokenizer, tiny_model
+from tacit.config import RLConfig, load
 from tacit.job import run
 
+pytestmark = pytest.mark.usefixtures("qwen3_on_math")
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 BASES = ("grpo", "gspo", "dapo")
-PROBLEMS = [{"problem": f"What is {a} + {b}?", "answer": str(a + b), "level": "Level 1"} for a in range(2, 12) for b in range(2, 12)]
 HERE = ["model.path=model", "runtime.device=cpu", "runtime.distributed=ddp", "runtime.precision=fp32"]
 
 
@@ -21,21 +20,6 @@ def recipe(base: str, *overrides: str) -> RLConfig:
     found = load(RECIPES / f"pipo_qwen3_4b_{base}.yaml", overrides)
     assert isinstance(found, RLConfig)
     return found
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TACIT_DATA", str(tmp_path / "data"))
-    for name, rows in (("math/train", PROBLEMS), ("math500/test", PROBLEMS[::4])):
-        path = tmp_path / "data" / f"{name}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(map(json.dumps, rows)))
-    (tmp_path / "mine.py").write_text("def score(prompt, completion, answer):\n    return float(len(completion) % 2)\n")
-    tokenizer = char_tokenizer("".join(map(chr, range(32, 127))) + "\n")
-    model = tiny_model(TinyConfig(family="qwen3", hidden=16, layers=1, heads=2, kv_heads=1, mlp=32, context=8192), tokenizer)
-    model.save_pretrained("model")
-    tokenizer.save_pretrained("model")
 
 
 @pytest.mark.parametrize("base", BASES)

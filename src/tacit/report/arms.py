@@ -23,10 +23,6 @@ class Arm:
     runs: tuple[Run, ...]
 
     @property
-    def seeds(self) -> list[Any]:
-        return [run.setting("seed") for run in self.runs]
-
-    @property
     def metrics(self) -> list[str]:
         return list(dict.fromkeys(name for run in self.runs for name in run.metrics))
 

@@ -25,9 +25,7 @@ def header(runs: Sequence[Run]) -> str:
 
 
 def kind(run: Run) -> str:
-    return {"rl": "reinforcement learning", "sft": "supervised fine-tuning", "wmss": "supervised fine-tuning with a weak past self"}.get(
-        str(run.setting("kind")), ""
-    )
+    return KINDS.get(str(run.setting("kind")), "")
 
 
 def task(run: Run) -> str:

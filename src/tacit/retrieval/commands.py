@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
-from functools import wraps
+from contextlib import ContextDecorator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,21 +27,13 @@ Models = Annotated[list[str] | None, typer.Option("--model", metavar="NAME", hel
 INDEX = Path("papers.index")
 
 
-def add_to(parent: typer.Typer, guard: Callable[[], AbstractContextManager[None]], make_reporter: Callable[[], Reporter], write_page: Page) -> None:
+def add_to(parent: typer.Typer, guard: Callable[[], ContextDecorator], make_reporter: Callable[[], Reporter], write_page: Page) -> None:
     """Puts `search` below `parent`; `guard` turns mistakes of the user into sentences, as everywhere on this command line, `make_reporter` shows
     progress, `write_page` writes what was found as HTML."""
     context = {"make_reporter": make_reporter, "write_page": write_page}
 
-    def guarded(command: Callable[..., None]) -> Callable[..., None]:
-        @wraps(command)
-        def run(*args: Any, **kwargs: Any) -> None:
-            with guard():
-                command(*args, **kwargs)
-
-        return run
-
     for command in (index, add, delete, query, explain, table):
-        app.command(command.__name__, context_settings={"obj": context})(guarded(command))
+        app.command(command.__name__, context_settings={"obj": context})(guard()(command))
     parent.add_typer(app, name="search")
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from functools import wraps
+from contextlib import ContextDecorator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,19 +26,11 @@ ROUTERS = "bundled, rules, keywords, or the .json file that calibrate wrote"
 Key = Annotated[str, typer.Option("--key-env", metavar="NAME", help="Environment variable with the API key of the endpoint.")]
 
 
-def add_to(parent: typer.Typer, guard: Callable[[], AbstractContextManager[None]]) -> None:
+def add_to(parent: typer.Typer, guard: Callable[[], ContextDecorator]) -> None:
     """Puts `route` below `parent`; `guard` turns mistakes of the user into sentences, as everywhere on this command line."""
 
-    def guarded(command: Callable[..., None]) -> Callable[..., None]:
-        @wraps(command)
-        def run(*args: Any, **kwargs: Any) -> None:
-            with guard():
-                command(*args, **kwargs)
-
-        return run
-
     for command in (decide, evaluate, calibrate, elicit):
-        app.command(command.__name__)(guarded(command))
+        app.command(command.__name__)(guard()(command))
     parent.add_typer(app, name="route")
 
 
