@@ -206,7 +206,7 @@ def test_leftovers_are_cleaned(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["step-00000008"]
 
 
-@pytest.mark.parametrize("die_in", ["_write", "_sync_folder", "_make_way", "_write_marker"])
+@pytest.mark.parametrize("die_in", ["_write", "flush", "_make_way", "_write_marker"])
 def test_replacing_a_step_never_leaves_none(tmp_path, monkeypatch, die_in):
     """The process dies inside each stage of a save: nothing of ours runs after that."""
     store = CheckpointStore(tmp_path, keep=1)

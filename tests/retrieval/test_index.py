@@ -181,7 +181,7 @@ def test_dying_at_any_step_of_a_write_leaves_old_or_new(tmp_path, monkeypatch, s
         return call
 
     with monkeypatch.context() as patch:
-        for module, name in ((store_module, "_flush"), (os, "rename"), (os, "replace"), (store_module.shutil, "rmtree"), (np, "save")):
+        for module, name in ((store_module, "flush"), (os, "rename"), (os, "replace"), (store_module.shutil, "rmtree"), (np, "save")):
             patch.setattr(module, name, deadly(getattr(module, name)))
         try:
             add(folder, papers(3), lambda name: Spelling())

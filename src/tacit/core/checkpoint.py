@@ -32,6 +32,8 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from tacit.core.disk import flush
+
 logger = logging.getLogger("tacit")
 
 FORMAT = 1
@@ -80,11 +82,11 @@ class CheckpointStore:
             for number, shard in enumerate(_shards(tensors)):
                 name = f"tensors-{number:04d}.safetensors"
                 files[name] = _write(temporary / name, save_tensors(shard))
-            _sync_folder(temporary)
+            flush(temporary)
             _make_way(final)
             temporary.rename(final)
             _write_marker(final, {"format": FORMAT, "files": files})
-            _sync_folder(self.folder)
+            flush(self.folder)
         except BaseException as error:
             _remove(temporary)
             if not (final / MARKER).exists():
@@ -165,15 +167,7 @@ def _write_marker(folder: Path, content: dict[str, Any]) -> None:
     temporary = folder / (MARKER + ".tmp")
     _write(temporary, json.dumps(content).encode())
     temporary.rename(folder / MARKER)
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush(folder)
 
 
 def _make_way(folder: Path) -> None:

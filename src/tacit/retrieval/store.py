@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from tacit.core.disk import flush
+
 CURRENT, LOCK, SIZES, TEMPORARY = "CURRENT", "LOCK", "SIZES", ".writing"
 GENERATION = re.compile(r"\d{8}")
 READS = 5  # tries of a reader whose generation a writer removed under it
@@ -78,13 +80,13 @@ class Store:
         sizes = {p.name: p.stat().st_size for p in sorted(temporary.iterdir())}
         (temporary / SIZES).write_text(json.dumps(sizes), encoding="utf-8")
         for path in (*temporary.iterdir(), temporary):
-            _flush(path)
+            flush(path)
         os.rename(temporary, final)
         pointer = self.folder / f"{TEMPORARY}-{CURRENT}"
         pointer.write_text(final.name, encoding="utf-8")
-        _flush(pointer)
+        flush(pointer)
         os.replace(pointer, self.folder / CURRENT)
-        _flush(self.folder)
+        flush(self.folder)
         self._sweep()
 
     def _current(self) -> Path:
@@ -108,12 +110,3 @@ class Store:
     @staticmethod
     def _is_ours(name: str) -> bool:
         return bool(GENERATION.fullmatch(name)) or name.startswith(TEMPORARY)
-
-
-def _flush(path: Path) -> None:
-    """Waits until a file or folder is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
