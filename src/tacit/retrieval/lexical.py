@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +48,9 @@ def tokens(text: str) -> list[str]:
 class TfIdf:
     """Cosine of (1 + ln tf) · ln((N + 1) / (df + 0.5)), the idf from the corpus it was made of."""
 
-    def __init__(self, corpus: Texts):
-        documents = [tokens(text) for text in corpus]
+    def __init__(self, corpus: Texts, words: Callable[[str], list[str]] = tokens):
+        """`words`: what a text is made of."""
+        self.words, documents = words, [words(text) for text in corpus]
         self.vocabulary = {word: n for n, word in enumerate(sorted({word for words in documents for word in words}))}
         frequency = np.bincount([self.vocabulary[w] for words in documents for w in set(words)], minlength=len(self.vocabulary))
         self.idf = np.log((len(documents) + 1) / (frequency + 0.5))
@@ -57,7 +58,7 @@ class TfIdf:
 
     def vectors(self, texts: Texts) -> csr_matrix:
         """Unit rows (n, vocabulary); a text without a known word is 0 everywhere."""
-        return self._weighed([tokens(text) for text in texts])
+        return self._weighed([self.words(text) for text in texts])
 
     def scores(self, query: str) -> NDArray[np.float64]:
         """Cosine of a query with every document of the corpus (N,)."""

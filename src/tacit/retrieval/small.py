@@ -1,0 +1,131 @@
+"""A small BERT made from a corpus alone: its own word pieces, and word vectors that start as latent semantic analysis.
+
+A text's mean of word vectors, each times the weight of its word, is then the text's place in the space of LSA: training starts where counting
+words ends. Two things make this exact in a model that transformers loads. BERT's layer norm takes away the mean over dimensions, so the word
+vectors lie across the vector of ones; and every layer's outputs start at 0, so a transformer begins as the identity (Goyal et al. 2017, 5.1).
+Source of the initialisation: specification, section 7; that the vectors have one length and the lengths are weights of their own is ours.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tacit.retrieval.lexical import LSA, TfIdf
+
+if TYPE_CHECKING:
+    from transformers import BertModel, BertTokenizer
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+LETTERS = 1000  # characters at most that a vocabulary knows, the most frequent ones
+FEWEST = 100  # pieces below which a vocabulary is no use
+
+
+def make(
+    texts: Sequence[str],
+    folder: str | Path,
+    *,
+    layers: int = 0,
+    hidden: int = 128,
+    heads: int = 4,
+    vocabulary: int = 20_000,
+    length: int = 256,
+    seed: int = 0,
+) -> Tensor:
+    """Writes tokenizer and BertModel into `folder`, and gives the weight of each word (V,): idf times length in LSA, mean 1, specials 0.
+
+    The same texts, sizes and seed give the same files. Fewer pieces or dimensions come of a corpus that has no more: what LSA leaves over is 0.
+    Raises ValueError for sizes that fit no model, and for a corpus of less than two texts or two words.
+    """
+    for name, value, least in (
+        ("layers", layers, 0),
+        ("hidden", hidden, 2),
+        ("heads", heads, 1),
+        ("vocabulary", vocabulary, FEWEST),
+        ("length", length, 8),
+    ):
+        if value < least:
+            raise ValueError(f"{name} is {value}; a small encoder needs {least} at least")
+    if hidden % heads:
+        raise ValueError(f"hidden is {hidden}, which {heads} heads cannot share evenly; make it a multiple of heads")
+    pieces = tokenizer(texts, vocabulary, length)
+    vectors, weights = latent(texts, pieces, hidden, seed)
+    model = _bert(torch.from_numpy(vectors).float(), layers, heads, length, seed)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    pieces.save_pretrained(folder)
+    model.save_pretrained(folder)
+    return torch.from_numpy(weights).float()
+
+
+def tokenizer(texts: Sequence[str], vocabulary: int, length: int) -> BertTokenizer:
+    """Lower-cased word pieces of a corpus, at most `vocabulary` of them. Source: Schuster & Nakajima (2012), as trained by tokenizers.
+
+    That library numbers characters in an order that differs from run to run, and breaks ties by number; given beforehand, they stay put.
+    """
+    from tokenizers.trainers import WordPieceTrainer
+    from transformers import BertTokenizer
+
+    empty: Any = BertTokenizer(do_lower_case=True).backend_tokenizer
+    frequency = Counter(c for text in texts for c in empty.normalizer.normalize_str(text) if not c.isspace())
+    known = sorted(frequency, key=lambda c: (-frequency[c], c))[: min(LETTERS, (vocabulary - len(SPECIAL)) // 4)]
+    fixed = [*SPECIAL, *sorted(known), *(f"##{c}" for c in sorted(known))]
+    empty.train_from_iterator(texts, WordPieceTrainer(vocab_size=vocabulary, special_tokens=fixed, limit_alphabet=len(known), show_progress=False))
+    return BertTokenizer(vocab=empty.get_vocab(with_added_tokens=False), do_lower_case=True, model_max_length=length)
+
+
+def latent(texts: Sequence[str], pieces: BertTokenizer, hidden: int, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Word vectors (V, hidden) of length 1, across the vector of ones, in the directions of LSA; weights (V,) idf times their length there, mean 1.
+
+    Words that the corpus does not have, specials among them, have random directions and weight 0. Raises ValueError as LSA does.
+    """
+    space = TfIdf(texts, lambda text: [p for p in pieces.tokenize(text) if p not in SPECIAL])
+    basis = LSA(space, hidden - 1).basis  # (words, rank)
+    basis = basis * np.where(basis[np.abs(basis).argmax(0), range(basis.shape[1])] < 0, -1, 1)  # signs are an accident of the solver
+    lengths = np.linalg.norm(basis, axis=1)
+    rows = np.array(pieces.convert_tokens_to_ids(list(space.vocabulary)))
+    directions = np.random.default_rng(seed).standard_normal((len(pieces), hidden - 1))
+    directions[rows[lengths > 1e-12]] = 0
+    directions[rows[lengths > 1e-12], : basis.shape[1]] = basis[lengths > 1e-12]
+    vectors = directions / np.linalg.norm(directions, axis=1, keepdims=True) @ across_ones(hidden)
+    weights = np.zeros(len(pieces))
+    weights[rows] = space.idf * lengths
+    return vectors, weights / weights.mean()
+
+
+def across_ones(size: int) -> NDArray[np.float64]:
+    """An orthonormal basis (size − 1, size) of all that has mean 0: row k is 1 k times, then −k, over √(k(k + 1)) (Helmert's)."""
+    k = np.arange(1, size)[:, None]
+    column = np.arange(size)[None, :]
+    return np.where(column < k, 1.0, np.where(column == k, -k, 0.0)) / np.sqrt(k * (k + 1))
+
+
+def _bert(vectors: Tensor, layers: int, heads: int, length: int, seed: int) -> BertModel:
+    from transformers import BertConfig, BertModel
+
+    size, hidden = vectors.shape
+    config = BertConfig(
+        vocab_size=size,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+        max_position_embeddings=length,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        model = BertModel(config).eval()
+        model.embeddings.word_embeddings.weight.copy_(vectors)
+        starts_at_zero = [model.embeddings.position_embeddings, model.embeddings.token_type_embeddings]
+        starts_at_zero += [part for layer in model.encoder.layer for part in (layer.attention.output.dense, layer.output.dense)]
+        for part in starts_at_zero:
+            part.weight.zero_()
+    return model
