@@ -14,11 +14,12 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from tacit.config import RLConfig, RunConfig, SFTConfig, WMSSConfig
+from tacit.config import RetrievalConfig, RLConfig, RunConfig, SFTConfig, WMSSConfig
 
 PAGE = Path(__file__).parent / "configuration.md"
 START, END = "<!-- the tables below are written by `make docs` -->", "<!-- end of the tables -->"
 SIGNS = {"≥": "ge", ">": "gt", "≤": "le", "<": "lt"}
+AS = {"optimiser": "`kind: rl`", "checkpoint": "every run", "runtime": "every run"}  # sections that were told before, and where
 NAMES = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 
 
@@ -34,10 +35,11 @@ def page() -> str:
 def tables() -> Iterator[str]:
     common = {"kind", *RunConfig.model_fields}
     for title, model, skip, told in [
-        ("Every run", RunConfig, set(), set()),
+        ("Every run of a language model", RunConfig, set(), set()),
         ("`kind: rl`", RLConfig, common, set()),
         ("`kind: sft`", SFTConfig, common, {"optimiser"}),
         ("`kind: wmss`, beside those of `kind: sft`", WMSSConfig, common | set(SFTConfig.model_fields), set()),
+        ("`kind: retrieval`", RetrievalConfig, {"kind"}, {"checkpoint", "runtime"}),
     ]:
         yield from heading(f"## {title}", model)
         yield from table(model, "", skip, told)
@@ -50,7 +52,7 @@ def table(model: type[BaseModel], prefix: str = "", skip: Set[str] = frozenset()
     if plain:
         yield from ("| key | value | default | meaning |", "|---|---|---|---|")
         for name, info in plain.items():
-            meaning = info.description or (f"as `{name}` of `kind: rl`" if name in told else "")
+            meaning = info.description or (f"as `{name}` of {AS[name]}" if name in told else "")
             yield f"| `{prefix}{name}` | {value(info)} | {default(info)} | {meaning} |"
         yield ""
     for name, info in fields.items():

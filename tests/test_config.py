@@ -209,9 +209,9 @@ WRONG_FILES = {
         f"r.yaml:{line('model')}: give either model.path or model.tiny, not both",
     ),
     "no model": (("  tiny: {hidden: 64, layers: 2}", "  path: null"), "r.yaml: name the policy: model.path, model.tiny or init"),
-    "no kind": (("kind: rl\n", ""), "r.yaml: 'kind' is missing; write kind: rl or kind: sft or kind: wmss"),
-    "wrong kind": (("kind: rl", "kind: rlhf"), "r.yaml:1: 'kind' must be rl, sft or wmss, not 'rlhf'; did you mean 'rl'?"),
-    "kind is a list": (("kind: rl", "kind: [rl]"), "r.yaml:1: 'kind' must be rl, sft or wmss, not a list"),
+    "no kind": (("kind: rl\n", ""), "r.yaml: 'kind' is missing; write kind: rl or kind: sft or kind: wmss or kind: retrieval"),
+    "wrong kind": (("kind: rl", "kind: rlhf"), "r.yaml:1: 'kind' must be rl, sft, wmss or retrieval, not 'rlhf'; did you mean 'rl'?"),
+    "kind is a list": (("kind: rl", "kind: [rl]"), "r.yaml:1: 'kind' must be rl, sft, wmss or retrieval, not a list"),
     "given twice": (("seed: 3", "seed: 3\nseed: 4"), "r.yaml:3: 'seed' is given twice, first on line 2; keep one"),
     "inner key given twice": (
         ("clip_low: 0.1", "clip_low: 0.1\n  clip_low: 1"),
@@ -261,7 +261,7 @@ WRONG_OVERRIDES = {
     "task.options.digits.2=3": "'task.options.digits' is a list of 2, write a number from 0 to 1 instead of '2'",
     "task.options.digits.low=3": "'task.options.digits' is a list of 2, write a number from 0 to 1 instead of 'low'",
     "sampling.stop=[a": "this is not valid YAML: while parsing a flow sequence expected ',' or ']', but got '<stream end>'",
-    "kind=ppo": "'kind' must be rl, sft or wmss, not 'ppo'",
+    "kind=ppo": "'kind' must be rl, sft, wmss or retrieval, not 'ppo'",
     "model={tiny: {hidden: wide}}": "'model.tiny.hidden' must be a whole number, not 'wide'",
 }
 

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 def overrides(context: typer.Context, incomplete: str) -> list[str]:
     """`mod` -> model.path=, model.dtype=, ...; `model.dtype=` -> model.dtype=float32, ...; of the kind that the recipe names, if it can be read."""
-    from tacit.config import KINDS
+    from tacit.config import JOBS
 
     given = context.params.get("recipe")
-    models = [KINDS[kind]] if (kind := kind_of(given)) in KINDS else list(KINDS.values())
+    models = [JOBS[kind]] if (kind := kind_of(given)) in JOBS else list(JOBS.values())
     known = dict(field for model in models for field in fields(model))
     key, equals, _ = incomplete.partition("=")
     offered = [f"{key}={value}" for value in known.get(key, ())] if equals else [f"{name}=" for name in known]

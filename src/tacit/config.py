@@ -7,18 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from tacit.mistakes import choice
 from tacit.recipe import ConfigError, Dumper, read
+from tacit.retrieval_config import RetrievalConfig
+from tacit.sections import CheckpointConfig, RuntimeConfig, Strict
 
 GROUP_RELATIVE = ("grpo", "dr_grpo", "rloo", "reinforce_pp_baseline")  # advantages that are 0 for a lone completion
-
-
-class Strict(BaseModel):
-    """Unknown keys are errors, numbers are finite, and a validated config does not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class TinyConfig(Strict):
@@ -67,15 +63,6 @@ class TaskConfig(Strict):
     name: str = Field(description="sorting, gsm8k_steps, data.jsonl, or file.py:Class")
     options: dict[str, Any] = Field(default_factory=dict, description="arguments of the task")
     columns: dict[str, str] = Field(default_factory=dict, description="for a file: which column is prompt, answer, id")
-
-
-class RuntimeConfig(Strict):
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, mps")
-    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="of forward and backward; weights keep model.dtype")
-    threads: int | None = Field(default=None, ge=1, description="torch threads; default: 1 for tiny models, else torch's choice")
-    processes: int = Field(default=1, ge=1, description="processes on this machine; under torchrun, those that it started")
-    distributed: Literal["ddp", "fsdp2"] = "ddp"
-    trackers: list[Literal["trackio", "tensorboard", "wandb"]] = Field(default_factory=list)
 
 
 class OptimiserConfig(Strict):
@@ -171,11 +158,6 @@ class EvaluationConfig(Strict):
     top_p: float = Field(default=1.0, gt=0, le=1)
 
 
-class CheckpointConfig(Strict):
-    every: int = Field(default=20, ge=1, description="steps")
-    keep: int = Field(default=2, ge=1)
-
-
 class DumpConfig(Strict):
     """Steps whose rollouts are written out, with the state before they were learnt from, for `tacit train RECIPE --replay-step N`."""
 
@@ -187,7 +169,7 @@ class DumpConfig(Strict):
 
 
 class RunConfig(Strict):
-    """What every kind of run has."""
+    """What every run of a language model has."""
 
     seed: int = Field(default=0, ge=0)
     output: str = Field(description="folder of the run, for example runs/sorting")
@@ -355,23 +337,32 @@ class EvalConfig(Strict):
         return self
 
 
-KINDS: dict[str, type[RLConfig] | type[SFTConfig]] = {"rl": RLConfig, "sft": SFTConfig, "wmss": WMSSConfig}
+KINDS: dict[str, type[RLConfig] | type[SFTConfig]] = {"rl": RLConfig, "sft": SFTConfig, "wmss": WMSSConfig}  # those that train a language model
+JOBS: dict[str, type[RLConfig] | type[SFTConfig] | type[RetrievalConfig]] = KINDS | {"retrieval": RetrievalConfig}
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RLConfig | SFTConfig:
+    """The recipe of a language model, see `load_job`. Raises ConfigError for other kinds too."""
+    config = load_job(path, overrides)
+    if isinstance(config, RetrievalConfig):
+        raise ConfigError(f"{path}: kind: retrieval trains an encoder, not a language model; tacit train (--dry-run) and tacit search are for it")
+    return config
+
+
+def load_job(path: str | Path, overrides: Sequence[str] = ()) -> RLConfig | SFTConfig | RetrievalConfig:
     """Reads a recipe and applies `key.sub=value` overrides. Raises ConfigError naming file, line and field."""
     recipe = read(path)
     for override in overrides:
         recipe.override(override)
     kind = recipe.data.get("kind")
     if kind is None:
-        raise ConfigError(f"{path}: 'kind' is missing; write kind: {' or kind: '.join(KINDS)}")
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise ConfigError(f"{recipe.place(('kind',))}: {choice(repr('kind'), kind, list(KINDS))}")
-    return recipe.validate(KINDS[kind])
+        raise ConfigError(f"{path}: 'kind' is missing; write kind: {' or kind: '.join(JOBS)}")
+    if not isinstance(kind, str) or kind not in JOBS:
+        raise ConfigError(f"{recipe.place(('kind',))}: {choice(repr('kind'), kind, list(JOBS))}")
+    return recipe.validate(JOBS[kind])
 
 
-def dump(config: RLConfig | SFTConfig) -> str:
+def dump(config: RLConfig | SFTConfig | RetrievalConfig) -> str:
     """The config as YAML, defaults written out; `load` of it gives an equal config."""
     data = config.model_dump()
     return yaml.dump({"kind": data.pop("kind"), **data}, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)
