@@ -15,7 +15,8 @@ from transformers import AutoModel, AutoTokenizer
 from tacit.retrieval.lexical import LSA, TfIdf
 from tacit.retrieval.small import SPECIAL, across_ones, latent, make, tokenizer
 
-WORDS = "graph neural network search paper vector query dense sparse rank learn model facet method result proof theorem bound cell protein".split()
+WORDS = """graph neural network search paper vector query dense sparse rank
+learn model facet method result proof theorem bound cell protein""".split()  # noqa: SIM905 - twenty words are read, not a list
 
 
 def corpus(n: int = 60, length: int = 8, seed: int = 0, repeats: bool = False) -> list[str]:

@@ -85,7 +85,8 @@ def latent(texts: Sequence[str], pieces: BertTokenizer, hidden: int, seed: int) 
 
     Words that the corpus does not have, specials among them, have random directions and weight 0. Raises ValueError as LSA does.
     """
-    space = TfIdf(texts, lambda text: [p for p in pieces.tokenize(text) if p not in SPECIAL])
+    engine = pieces.backend_tokenizer
+    space = TfIdf(texts, lambda text: [p for p in engine.encode(text, add_special_tokens=False).tokens if p not in SPECIAL])
     basis = LSA(space, hidden - 1).basis  # (words, rank)
     basis = basis * np.where(basis[np.abs(basis).argmax(0), range(basis.shape[1])] < 0, -1, 1)  # signs are an accident of the solver
     lengths = np.linalg.norm(basis, axis=1)
@@ -124,8 +125,7 @@ def _bert(vectors: Tensor, layers: int, heads: int, length: int, seed: int) -> B
         torch.manual_seed(seed)
         model = BertModel(config).eval()
         model.embeddings.word_embeddings.weight.copy_(vectors)
-        starts_at_zero = [model.embeddings.position_embeddings, model.embeddings.token_type_embeddings]
-        starts_at_zero += [part for layer in model.encoder.layer for part in (layer.attention.output.dense, layer.output.dense)]
-        for part in starts_at_zero:
-            part.weight.zero_()
+        for name, weights in model.named_parameters():
+            if "position_embeddings" in name or "token_type_embeddings" in name or name.endswith("output.dense.weight"):
+                weights.zero_()
     return model
