@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +21,7 @@ from tacit.core.progress import Reporter, SilentReporter
 from tacit.core.rollouts import RolloutBatch
 from tacit.core.rundir import RunDirectory
 from tacit.core.runtime import Runtime
+from tacit.core.stopping import stop_after_step
 from tacit.core.thresholds import alarms
 from tacit.core.tokentext import token_texts
 from tacit.generation.decoders import choose
@@ -343,28 +342,6 @@ def _log(runtime: Runtime, folder: RunDirectory | None, step: int, metrics: dict
         folder.metrics.append(step, metrics)
         for sample in samples or ():
             folder.samples.append(step, sample)
-
-
-@contextmanager
-def stop_after_step(reporter: Reporter, doing: str = "stopping after this step") -> Iterator[threading.Event]:
-    """The first Ctrl-C or SIGTERM sets the event, so that the step can end and be saved; the second interrupts at once."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-
-    def handle(number: int, frame: Any) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-        reporter.message(f"{doing}, which will be saved; Ctrl-C again stops at once")
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield asked
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

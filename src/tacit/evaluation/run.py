@@ -17,9 +17,9 @@ from tacit.core.progress import Reporter, SilentReporter
 from tacit.core.rollouts import Prompt
 from tacit.core.rundir import CONFIG, RunDirectory
 from tacit.core.runtime import Runtime
+from tacit.core.stopping import stop_after_step
 from tacit.evaluation.items import Answer, Answerer, Item, ItemLog, Key
 from tacit.evaluation.summary import failures, spent, summarise
-from tacit.job import stop_after_step
 from tacit.rewards.base import RewardFunction, Score, judged, load_reward
 from tacit.tasks.base import Task, resolve_task
 
