@@ -37,9 +37,10 @@ class Spelling(Encoder):
             for letter in text.lower():
                 if "a" <= letter <= "z":
                     row[(ord(letter) - 97 + self.shift) % 26] += 1
-        return self._unit(texts, counts)
+        return self._checked(texts, counts)
 
-    queries = documents
+    def queries(self, texts, facet=None):
+        return self.documents(texts)
 
 
 def papers(*numbers: int) -> list[Paper]:
@@ -136,8 +137,8 @@ def test_damage_is_told(tmp_path):
         read(tmp_path / "i")
     build(tmp_path / "j", papers(1))
     about = tmp_path / "j" / "00000001" / "about.json"
-    about.write_text(about.read_text().replace('"format": 1', '"format": 9'))
-    with pytest.raises(StoreError, match="has format 9, this version of tacit reads format 1"):
+    about.write_text(about.read_text().replace('"format": 2', '"format": 9'))
+    with pytest.raises(StoreError, match="has format 9, this version of tacit reads format 2"):
         read(tmp_path / "j")
 
 

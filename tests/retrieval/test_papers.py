@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tacit.retrieval.bibtex import entries, plain
 from tacit.retrieval.papers import gather
-from tacit.retrieval.sentences import LONGEST, passages, sentences, size
+from tacit.retrieval.sentences import LONGEST, SENTENCE_END, behind, passages, sentences, size, spaced
 
 
 def test_a_folder_of_every_kind(tmp_path):
@@ -152,9 +152,19 @@ def test_ten_thousand_words_without_a_full_stop_are_cut():
 
 
 def test_passages_are_whole_sentences_behind_the_title():
-    assert passages("On cats.", "One two three. Four five. Six.", 7) == ["On cats. One two three. Four five.", "On cats. Six."]
-    assert passages("On cats", "", 7) == ["On cats"] and passages("", "One. Two.", 1) == ["One.", "Two."]
-    assert passages("A title of many words that fills all the room", "One. Two.", 5)[1].endswith("room. Two.")
+    assert passages("On cats.", "One two three. Four five. Six.", 7) == [["One two three.", "Four five."], ["Six."]]
+    assert passages("On cats", "", 7) == [[]] and passages("", "One. Two.", 1) == [["One."], ["Two."]]
+    assert passages("A title of many words that fills all the room", "One. Two.", 5) == [["One."], ["Two."]]
+
+
+@pytest.mark.parametrize(
+    ("title", "group", "text"),
+    [("On cats", ["One.", "Two"], "On cats.|One.|Two"), ("On cats", [], "On cats"), ("", ["One.", "Two."], "One.|Two."), ("Cats.", ["A"], "Cats.|A")],
+)
+def test_sentences_that_are_known_stay_apart(title, group, text):
+    assert behind(title, group) == text.replace("|", SENTENCE_END)
+    assert spaced(behind(title, group)) == text.replace("|", " ")
+    assert sentences(f"A.{SENTENCE_END}b") == ["A. b"], "the mark is white space in texts of users"
 
 
 def test_a_document_given_by_name(tmp_path, monkeypatch):

@@ -103,6 +103,6 @@ def test_the_page_shows_what_lies_around_the_best_sentence(tmp_path):
     many = [{"text": f"s{n}.", "weight": 1.0 if n == 70 else 0.0} for n in range(100)]
     shown = text(many)
     assert shown.startswith("<p>… s50. ") and shown.endswith(f"s{50 + MOST - 1}. …</p>") and "<mark" in shown
-    nothing = {"query": "<q>", "like": None, "method": "bm25", "papers": 0, "hits": []}
+    nothing = {"query": "<q>", "like": None, "facet": None, "method": "bm25", "papers": 0, "hits": []}
     page = write_page(nothing, tmp_path / "p.html").read_text()
     assert "Nothing was found" in page and "<h1>&lt;q&gt;</h1>" in page

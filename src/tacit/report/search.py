@@ -16,7 +16,8 @@ MOST = 40  # sentences of a paper on the page; of a longer one, those around the
 def write_page(result: Mapping[str, Any], output: Path) -> Path:
     """Writes the page of a search: its query, method, and hits with rank, score, parts and weighed sentences. Returns the path."""
     asked = f"Like {result['like']}" if result["like"] else result["query"]
-    header = f"<h1>{escape(asked)}</h1><p class='about'>{len(result['hits'])} of {result['papers']:,} papers, by {escape(result['method'])}</p>"
+    how = escape(result["method"]) + (f", by facet: {escape(result['facet'])}" if result["facet"] else "")
+    header = f"<h1>{escape(asked)}</h1><p class='about'>{len(result['hits'])} of {result['papers']:,} papers, by {how}</p>"
     body = "".join(map(paper, result["hits"])) or absent("Nothing was found: no paper of the index shares a word with the query.")
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(document(asked[:80], header, [("result", "Papers", body)]), encoding="utf-8", errors="replace")
@@ -31,13 +32,17 @@ def paper(hit: Mapping[str, Any]) -> str:
 
 
 def text(sentences: Iterable[Mapping[str, Any]]) -> str:
-    """The sentences, each marked as strongly as it weighs; of many only those around the best."""
+    """The sentences, each marked as strongly as it weighs, with its facet where it is known; of many only those around the best."""
     every = list(sentences)
     best = max(range(len(every)), key=lambda n: (every[n]["weight"], -n), default=0)
     first = max(0, min(best - MOST // 2, len(every) - MOST))
-    shown = [marked(s["text"], s["weight"]) for s in every[first : first + MOST]]
+    shown = [tag(s.get("facet", "")) + marked(s["text"], s["weight"]) for s in every[first : first + MOST]]
     dots = ["… "] if first else []
     return f"<p>{''.join(dots)}{' '.join(shown)}{' …' if first + MOST < len(every) else ''}</p>"
+
+
+def tag(facet: str) -> str:
+    return f"<small class='faint'>{escape(facet)}</small> " if facet else ""
 
 
 def marked(sentence: str, weight: float) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from tacit.core.statistics import Interval, bootstrap
 from tacit.retrieval import metrics as m
+from tacit.retrieval.sentences import SENTENCE_END
 from tacit.tasks.data import locate, read_jsonl
 
 FACETS = ("background", "method", "result")
@@ -23,7 +24,10 @@ Ranking = Sequence[str]
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A query with its pool: document id → grade. `topic` is what several queries may share; they are not independent of one another."""
+    """A query with its pool: document id → grade. `topic` is what several queries may share; they are not independent of one another.
+
+    A query that is a paper of the corpus names it in `like`, with "" it is a question. `facet`: what it is asked under, if anything.
+    """
 
     id: str
     topic: str
@@ -31,11 +35,14 @@ class Query:
     grades: Mapping[str, float]
     group: str = ""
     folds: tuple[str, ...] = ()
+    like: str = ""
+    facet: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """Queries, the texts of all documents of their pools, published rankings by system and query, and the protocol.
+    """Queries, the texts of all documents of their pools, published rankings by system and query, and the protocol. SENTENCE_END stands between
+    sentences that are known.
 
     `score` gives the metrics of one query; a metric that it leaves out does not count for that query. `headline` are those of a short table.
     """
@@ -50,12 +57,13 @@ class Benchmark:
 
 def csfcube() -> Benchmark:
     """Papers like this one, under a facet: 27 of the 50 pairs of paper and facet, graded 0–3. Raises DataError when the data are not there."""
-    papers = {row["paper_id"]: f"{row['title']}. {' '.join(row['abstract'])}" for row in _rows("csfcube/corpus.jsonl.gz")}
+    papers = {row["paper_id"]: SENTENCE_END.join([f"{row['title']}.", *row["abstract"]]) for row in _rows("csfcube/corpus.jsonl.gz")}
     queries = []
     for row in _rows("csfcube/judgements.jsonl.gz"):
         paper = row["query_id"]
         grades = {c["paper_id"]: float(c["relevance"]) for c in row["candidates"] if c["paper_id"] != paper}
-        queries.append(Query(f"{paper}_{row['facet']}", paper, papers[paper], grades, row["facet"], tuple(row["folds"])))
+        name, facet, folds = f"{paper}_{row['facet']}", row["facet"], tuple(row["folds"])
+        queries.append(Query(name, paper, papers[paper], grades, group=facet, folds=folds, like=paper, facet=facet))
     specter = {f"{row['query_id']}_{row['facet']}": row["ranking"] for row in _rows("csfcube/specter_rankings.jsonl.gz")}
     return Benchmark("CSFCube", tuple(queries), papers, {"SPECTER": specter}, csfcube_score, ("map", "ndcg%20"))
 

@@ -13,7 +13,7 @@ import typer
 if TYPE_CHECKING:
     from tacit.core.progress import Reporter
     from tacit.retrieval.papers import Paper
-    from tacit.retrieval.search import Searcher
+    from tacit.retrieval.search import Query, Searcher
 
 app = typer.Typer(help="Find papers: by words, by any sentence-transformers model, or by both.", no_args_is_help=True)
 Page = Callable[[Mapping[str, Any], Path], Path]
@@ -21,6 +21,12 @@ MOST_TOLD = 10  # papers left out that are named on the terminal
 Place = Annotated[Path, typer.Option("--index", "-i", metavar="FOLDER", help="Folder of the index.")]
 Sources = Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="Folders, documents, .bib files, JSON lines.", show_default=False)]
 Like = Annotated[str | None, typer.Option(metavar="ID", help="Instead of a text: papers like this one of the index.")]
+Facet = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="background, method or result: what the papers should share. Needs a UniFAR-style model.", show_default="as asked"
+    ),
+]
 Method = Annotated[str | None, typer.Option(help="bm25, dense or hybrid.", show_default="hybrid where the index has a model")]
 OneModel = Annotated[str | None, typer.Option("--model", metavar="NAME", help="Where the model of the index now is, if it was moved.")]
 Models = Annotated[list[str] | None, typer.Option("--model", metavar="NAME", help="A sentence-transformers model: folder or hub name; repeatable.")]
@@ -88,17 +94,19 @@ def query(
     text: Annotated[str | None, typer.Argument(metavar="TEXT", help="Words or a question.", show_default=False)] = None,
     folder: Place = INDEX,
     like: Like = None,
+    facet: Facet = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Papers to show.")] = 10,
     method: Method = None,
     model: OneModel = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page with highlighted sentences.")] = None,
 ) -> None:
-    """Find papers by words, by a question, or like a paper of the index."""
+    """Find papers by words, by a question, or like a paper of the index; with a model that has facets also by one of these."""
     from tacit.retrieval.search import Searcher
 
     searcher = Searcher.open(folder, model)
-    found = answered(searcher, text, like, k, method, by_meaning=html is not None or as_json)
+    asked = searcher.query(text, like, facet)
+    found = answered(searcher, asked, k, method, by_meaning=html is not None or as_json)
     if as_json:
         print(json.dumps(found, ensure_ascii=False))
     else:
@@ -109,13 +117,13 @@ def query(
             print(f"Page: {page}")
 
 
-def answered(searcher: Searcher, text: str | None, like: str | None, k: int, method: str | None, by_meaning: bool) -> dict[str, Any]:
+def answered(searcher: Searcher, asked: Query, k: int, method: str | None, by_meaning: bool) -> dict[str, Any]:
     """A search and what it found, as plain data."""
-    asked = searcher.query(text, like)
     hits = searcher.search(asked, k, method)
     return {
-        "query": text,
-        "like": like,
+        "query": asked.text if asked.like is None else None,
+        "like": asked.like,
+        "facet": asked.facet,
         "method": method or searcher.default,
         "papers": len(searcher.contents.papers),
         "hits": [
@@ -126,9 +134,7 @@ def answered(searcher: Searcher, text: str | None, like: str | None, k: int, met
                 "source": hit.paper.source,
                 "score": hit.score,
                 "parts": {part: {"rank": rank, "score": score} for part, (rank, score) in hit.parts.items()},
-                "sentences": [
-                    {"text": sentence, "weight": weight} for sentence, weight in searcher.sentences(asked, hit.paper, by_meaning and method != "bm25")
-                ],
+                "sentences": searcher.told_sentences(asked, hit.paper, by_meaning and method != "bm25"),
             }
             for hit in hits
         ],
@@ -137,6 +143,8 @@ def answered(searcher: Searcher, text: str | None, like: str | None, k: int, met
 
 def told(found: Mapping[str, Any]) -> Iterable[str]:
     """A search for people: a paper on two lines, the second with its best sentence."""
+    if found["facet"]:
+        yield f"By facet: {found['facet']}"
     if not found["hits"]:
         yield "Nothing was found: no paper of the index shares a word with the query."
     for hit in found["hits"]:
@@ -155,15 +163,16 @@ def explain(
     text: Annotated[str | None, typer.Argument(metavar="TEXT", help="What was asked.", show_default=False)] = None,
     folder: Place = INDEX,
     like: Like = None,
+    facet: Facet = None,
     method: Method = None,
     model: OneModel = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
-    """Say why a paper stands where it stands for a query: each method's rank, each word's share, the nearest passage, the sentences."""
+    """Say why a paper stands where it stands for a query: ranks, the share of each word and facet, the nearest passage, the sentences."""
     from tacit.retrieval.search import Searcher
 
     searcher = Searcher.open(folder, model)
-    found = searcher.explain(searcher.query(text, like), name, method)
+    found = searcher.explain(searcher.query(text, like, facet), name, method)
     print(json.dumps(found, ensure_ascii=False) if as_json else "\n".join(reasons(found)))
 
 
@@ -176,10 +185,14 @@ def reasons(found: Mapping[str, Any]) -> Iterable[str]:
     if found["words"]:
         yield "words: " + ", ".join(f"{word} {share:.2f}" for word, share in list(found["words"].items())[:15])
     if "passage" in found:
-        yield f"nearest passage of {found['passage']['of']}, cosine {found['passage']['cosine']:.3f}: {shortened(found['passage']['text'], 300)}"
+        kind = "score" if "facets" in found else "cosine"
+        yield f"nearest passage of {found['passage']['of']}, {kind} {found['passage']['score']:.3f}: {shortened(found['passage']['text'], 300)}"
+    if "facets" in found:
+        yield f"its score: {' + '.join(f'{name} {term:.3f}' for name, term in found['facets']['terms'].items())}"
+        yield f"asked for: {', '.join(f'{name} {share:.0%}' for name, share in found['facets']['asked'].items())}"
     for sentence in sorted(found["sentences"], key=lambda s: -s["weight"])[:3]:
         if sentence["weight"] > 0:
-            yield f"{sentence['weight']:.2f}  {sentence['text']}"
+            yield f"{sentence['weight']:.2f}  {sentence['text']}" + (f"  [{sentence['facet']}]" if sentence.get("facet") else "")
 
 
 def _gathered(sources: list[Path], reporter: Reporter) -> list[Paper]:
@@ -198,6 +211,10 @@ def _gathered(sources: list[Path], reporter: Reporter) -> list[Paper]:
 def table(
     benchmark: Annotated[str, typer.Argument(metavar="BENCHMARK", help="csfcube or dorismae, read from TACIT_DATA.", show_default=False)],
     model: Models = None,
+    weight: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Also mix each model with our TF-IDF and BM25 by scores: its share.", show_default="fused by ranks alone"),
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON file for every metric, by facet and over folds.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print that JSON instead of the table.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of the bootstrap.")] = 0,
@@ -206,14 +223,15 @@ def table(
     from tacit.mistakes import choice
     from tacit.retrieval.benchmarks import BENCHMARKS
     from tacit.retrieval.encoder import Encoder
-    from tacit.retrieval.systems import all_systems, table_lines
-    from tacit.retrieval.systems import table as scored
+    from tacit.retrieval.systems import all_systems
+    from tacit.retrieval.tables import table as scored
+    from tacit.retrieval.tables import table_lines
 
     if benchmark not in BENCHMARKS:
         raise ValueError(choice("BENCHMARK", benchmark, list(BENCHMARKS)))
     encoders = [Encoder.load(name) for name in model or ()]
     data = BENCHMARKS[benchmark]()
-    told = scored(data, all_systems(data, encoders), seed=seed)
+    told = scored(data, all_systems(data, encoders, weight), seed=seed)
     text = json.dumps(told, indent=1)
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tacit.core.progress import Reporter, SilentReporter
 from tacit.retrieval.encoder import Encoder, Vectors
 from tacit.retrieval.papers import Paper
-from tacit.retrieval.sentences import passages
+from tacit.retrieval.sentences import behind, passages
 
 KINDS = ("flat", "hnsw")
 NEIGHBOURS, BUILD_WIDTH, SEARCH_WIDTH = 32, 200, 128  # of the HNSW graph: M, efConstruction, efSearch
@@ -23,7 +23,7 @@ CHUNK = 256  # passages between two reports of progress
 
 @dataclass(frozen=True, slots=True)
 class Passages:
-    """Unit vectors (P, d) and the row of the paper that each belongs to (P,), in order of papers."""
+    """Vectors (P, d) and the row of the paper that each belongs to (P,), in order of papers."""
 
     vectors: Vectors
     owners: NDArray[np.int64]
@@ -41,7 +41,7 @@ def passage_words(encoder: Encoder) -> int:
 def encode(encoder: Encoder, papers: Sequence[Paper], words: int, reporter: Reporter | None = None) -> list[Vectors]:
     """The vectors of the passages of each paper."""
     reporter = reporter or SilentReporter()
-    texts = [passages(paper.title, paper.text, words) for paper in papers]
+    texts = [[behind(paper.title, group) for group in passages(paper.title, paper.text, words)] for paper in papers]
     every = [text for group in texts for text in group]
     parts = []
     reporter.phase("encoding passages", len(every))
@@ -87,7 +87,8 @@ class Nearest:
         return Nearest(held, self.engine)
 
     def search(self, vector: Vectors, papers: int) -> dict[int, float]:
-        """Row → cosine of the `papers` nearest papers at least, or of all there are; nearest first, equals by row.
+        """Row → score of the `papers` nearest papers at least, or of all there are; nearest first, equals by row. Scores are inner products, so
+        cosines where vectors have length 1.
 
         A graph can lose sight of papers behind many equal passages: when even all passages do not yield enough papers, the scan is exact.
         """
@@ -95,19 +96,19 @@ class Nearest:
         wanted = min(total, max(papers, 1))
         while wanted < total:
             self._widen(wanted)
-            cosines, places = self.engine.search(vector[None], wanted)
+            scores, places = self.engine.search(vector[None], wanted)
             found = places[0] >= 0
-            best = self._best(self.held.owners[places[0][found]], cosines[0][found])
+            best = self._best(self.held.owners[places[0][found]], scores[0][found])
             if len(best) >= papers:
                 return best
             wanted = min(total, 2 * wanted)
         return self._best(self.held.owners, self.held.vectors @ vector)
 
     @staticmethod
-    def _best(rows: NDArray[np.int64], cosines: Vectors) -> dict[int, float]:
+    def _best(rows: NDArray[np.int64], scores: Vectors) -> dict[int, float]:
         best: dict[int, float] = {}
-        for row, cosine in zip(rows.tolist(), cosines.tolist()):
-            best[row] = max(best.get(row, -2.0), cosine)
+        for row, score in zip(rows.tolist(), scores.tolist()):
+            best[row] = max(best.get(row, -2.0), score)
         return dict(sorted(best.items(), key=lambda item: (-item[1], item[0])))
 
     def _widen(self, wanted: int) -> None:

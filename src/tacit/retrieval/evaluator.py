@@ -10,11 +10,12 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 
 from tacit.retrieval.benchmarks import Benchmark, evaluate
 from tacit.retrieval.encoder import Encoder
-from tacit.retrieval.systems import dense
+from tacit.retrieval.systems import Dense, rankings
 
 
 class PoolEvaluator(BaseEvaluator):
-    """Re-ranks the pools of a benchmark by cosine: the mean of every metric over the queries that count, as fractions. The primary one is MAP.
+    """Re-ranks the pools of a benchmark by a model: the mean of every metric over the queries that count, as fractions. The primary one is MAP.
+    A model with facets is asked under that of each query.
 
     With `output_path`, a line is added to `pool_NAME.csv` there.
     """
@@ -24,7 +25,7 @@ class PoolEvaluator(BaseEvaluator):
         self.benchmark, self.name, self.primary_metric = benchmark, name or benchmark.name.lower(), "map"
 
     def __call__(self, model: Any, output_path: str | None = None, epoch: int = -1, steps: int = -1) -> dict[str, float]:
-        scores = evaluate(self.benchmark, dense(self.benchmark, Encoder(model)))
+        scores = evaluate(self.benchmark, rankings(Dense(self.benchmark, Encoder(model)).scores()))
         means = {metric: sum(values.values()) / len(values) for metric, values in scores.values.items()}
         if output_path is not None:
             self._write(Path(output_path) / f"pool_{self.name}.csv", {"epoch": epoch, "steps": steps, **means})

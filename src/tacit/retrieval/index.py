@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from tacit.retrieval.lexical import BM25, tokens
 from tacit.retrieval.papers import Paper, by_id
 from tacit.retrieval.store import Store, StoreError
 
-FORMAT = 1
+FORMAT = 2
 ABOUT, PAPERS, VECTORS, OWNERS, PROBE, GRAPH = "about.json", "papers.jsonl", "vectors.npy", "owners.npy", "probe.npy", "graph.faiss"
 
 
@@ -26,6 +26,7 @@ class Dense:
     """The half of an index that is searched by meaning: which model made it, how, and what it made."""
 
     model: str
+    facets: tuple[str, ...]
     kind: str
     words: int
     probe: Vectors
@@ -93,7 +94,7 @@ def build(
         if encoder is not None:
             words = passage_words(encoder)
             held = joined(encode(encoder, papers, words, reporter))
-            dense = Dense(encoder.name, kind, words, encoder.probe(), Nearest.build(held, kind))
+            dense = Dense(encoder.name, encoder.facets, kind, words, encoder.probe(), Nearest.build(held, kind))
         store.publish(_writer(Contents(list(papers), _bm25(papers), dense)))
     return Changes(added=len(papers), total=len(papers))
 
@@ -133,7 +134,7 @@ def delete(folder: str | Path, names: Sequence[str]) -> Changes:
         after, dense = [old.papers[row] for row in rows], old.dense
         if dense is not None:
             held = joined([dense.nearest.held.of(row) for row in rows])
-            dense = Dense(dense.model, dense.kind, dense.words, dense.probe, Nearest.build(held, dense.kind))
+            dense = replace(dense, nearest=Nearest.build(held, dense.kind))
         store.publish(_writer(Contents(after, _bm25(after), dense)))
     return Changes(deleted=len(gone), total=len(after))
 
@@ -155,8 +156,7 @@ def _grown(old: Contents, after: Sequence[Paper], load: Callable[[str], Encoder]
     fresh = dict(zip(stale, encode(encoder, [after[row] for row in stale], dense.words, reporter)))
     held = joined([fresh[row] if row in fresh else dense.nearest.held.of(row) for row in range(len(after))])
     only_new = stale[0] >= len(old.papers)
-    nearest = dense.nearest.grown(held) if only_new else Nearest.build(held, dense.kind)
-    return Dense(dense.model, dense.kind, dense.words, dense.probe, nearest)
+    return replace(dense, nearest=dense.nearest.grown(held) if only_new else Nearest.build(held, dense.kind))
 
 
 def _writer(contents: Contents) -> Callable[[Path], None]:
@@ -165,6 +165,7 @@ def _writer(contents: Contents) -> Callable[[Path], None]:
         about = {
             "format": FORMAT,
             "model": dense.model if dense else None,
+            "facets": dense.facets if dense else (),
             "kind": dense.kind if dense else None,
             "words": dense.words if dense else 0,
         }
@@ -191,5 +192,6 @@ def _read(folder: Path) -> Contents:
     dense = None
     if about["model"] is not None:
         held = Passages(np.load(folder / VECTORS), np.load(folder / OWNERS))
-        dense = Dense(about["model"], about["kind"], about["words"], np.load(folder / PROBE), Nearest.open(held, about["kind"], folder / GRAPH))
+        nearest = Nearest.open(held, about["kind"], folder / GRAPH)
+        dense = Dense(about["model"], tuple(about["facets"]), about["kind"], about["words"], np.load(folder / PROBE), nearest)
     return Contents(papers, BM25.open(folder, len(papers)), dense)

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from tacit.mistakes import choice
-from tacit.retrieval.encoder import Encoder, Vectors
+from tacit.retrieval.encoder import ALL, Encoder, Vectors, known_facet, like
 from tacit.retrieval.fusion import reciprocal_rank_fusion
 from tacit.retrieval.index import Contents, Dense, read
 from tacit.retrieval.lexical import tokens
 from tacit.retrieval.metrics import ranked
 from tacit.retrieval.papers import Paper
-from tacit.retrieval.sentences import passages, sentences
+from tacit.retrieval.sentences import behind, passages, sentences, spaced
 
 METHODS = ("bm25", "dense", "hybrid")
 DEPTH = 1000  # papers of either ranking that are fused
@@ -26,11 +26,12 @@ K1, B = 1.2, 0.75  # of BM25 over the sentences of a paper, for highlights
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A text, or a paper of the index that others should be like. Repeated words count in a paper, whose subject they tell."""
+    """A text, or a paper of the index that others should be like; under a facet or none. Repeated words count in a paper, whose subject they tell."""
 
     text: str
     words: tuple[str, ...]
     like: str | None = None
+    facet: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class Searcher:
         self.contents = contents
         self._encoder = contents.dense.check(encoder) if contents.dense and encoder else None
         self._rows = {paper.id: row for row, paper in enumerate(contents.papers)}
+        self._asked: dict[Query, Vectors] = {}  # the query asked last
 
     @classmethod
     def open(cls, folder: str | Path, model: str | None = None) -> Searcher:
@@ -76,16 +78,20 @@ class Searcher:
             self._encoder = self.dense.check(Encoder.load(self.dense.model))
         return self._encoder
 
-    def query(self, text: str | None = None, like: str | None = None) -> Query:
-        """Raises ValueError unless exactly one of the two is given and says something."""
+    def query(self, text: str | None = None, like: str | None = None, facet: str | None = None) -> Query:
+        """Raises ValueError unless exactly one of text and like is given and says something, and for a facet that the model of the index has not."""
         if (text is None) == (like is None):
             raise ValueError("give either a text or, with --like, the id of a paper")
+        if facet is not None and self.contents.dense is None:
+            raise ValueError("the index was made without a model, so it knows no facets; make it anew with --model and a UniFAR-style model")
+        if facet is not None:
+            known_facet(facet, self.dense.facets)
         if like is not None:
             paper = self.contents.papers[self.contents.row(like)]
-            return Query(paper.whole, tuple(tokens(paper.whole)), like)
+            return Query(paper.whole, tuple(tokens(paper.whole)), like, facet)
         if text is None or not text.strip():
             raise ValueError("the query is empty; ask something")
-        return Query(text, tuple(sorted(set(tokens(text)))))
+        return Query(text, tuple(sorted(set(tokens(text)))), facet=facet)
 
     def search(self, query: Query, k: int = 10, method: str | None = None) -> list[Hit]:
         """The best `k` papers, equal scores by id; without the paper that the query is. Default: both methods where there is a model.
@@ -95,6 +101,8 @@ class Searcher:
         method = method or self.default
         if method not in METHODS:
             raise ValueError(choice("--method", method, list(METHODS)))
+        if method == "bm25" and query.facet is not None:
+            raise ValueError("bm25 compares whole documents and knows no facets; leave out --facet, or choose --method dense or hybrid")
         depth = DEPTH if method == "hybrid" else k
         rankings: dict[str, dict[str, float]] = {}
         if method != "dense":
@@ -124,20 +132,32 @@ class Searcher:
         return names
 
     def vector(self, query: Query) -> Vectors:
-        """Unit vector (d,): of the text, or the direction of the mean of the paper's passages."""
-        if query.like is None:
-            return self.encoder.queries([query.text])[0]
-        mean = self.dense.nearest.held.of(self.contents.row(query.like)).mean(0)
-        return (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32)
+        """What is compared with passages (d,): of the text, or of the mean of the paper's passages."""
+        if query not in self._asked:
+            if query.like is None:
+                found = self.encoder.queries([query.text], query.facet)[0]
+            else:
+                found = like(self.dense.nearest.held.of(self._rows[query.like]), self.dense.facets, query.facet)
+            self._asked = {query: found}
+        return self._asked[query]
 
     def sentences(self, query: Query, paper: Paper, by_meaning: bool = False) -> list[tuple[str, float]]:
-        """Sentences of a paper, in order, with what each has to do with the query: BM25 by words, with a model optionally the cosine on top of it,
+        """Sentences of a paper, in order, with what each has to do with the query: BM25 by words, with a model optionally its score on top of it,
         both scaled to at most 1. Nothing in common is 0."""
         texts = sentences(paper.text) or [paper.title]
         weights = _scaled(self._lexical(query, texts))
         if by_meaning and self.contents.dense is not None:
             weights = (weights + _scaled(np.maximum(0, self.encoder.documents(texts) @ self.vector(query)))) / 2
         return [(text, float(weight)) for text, weight in zip(texts, weights)]
+
+    def roles(self, paper: Paper) -> list[str]:
+        """The most likely facet of each of these sentences; "" where the model has no facets, or stopped reading before."""
+        groups = passages(paper.title, paper.text, self.dense.words)
+        found = []
+        for group, names in zip(groups, self.encoder.roles([behind(paper.title, group) for group in groups])):
+            read = names[1:] if paper.title and group else names  # the title is the first sentence of each passage
+            found += [*read, *[""] * len(group)][: max(1, len(group))]
+        return found
 
     def _lexical(self, query: Query, texts: Sequence[str]) -> np.ndarray:
         bags, wanted = [tokens(text) for text in texts], set(query.words)
@@ -164,13 +184,41 @@ class Searcher:
             "score": hit.score if hit else 0.0,
             "parts": {part: {"rank": rank, "score": score} for part, (rank, score) in hit.parts.items()} if hit else {},
             "words": dict(sorted(((w, s) for w, s in words.items() if s > 0), key=lambda item: (-item[1], item[0]))),
-            "sentences": [{"text": text, "weight": weight} for text, weight in self.sentences(query, paper, by_meaning=method != "bm25")],
+            "sentences": self.told_sentences(query, paper, by_meaning=method != "bm25"),
         }
         if self.contents.dense is not None and method != "bm25":
-            cosines = self.dense.nearest.held.of(row) @ self.vector(query)
-            best = int(cosines.argmax())
-            told["passage"] = {"text": passages(paper.title, paper.text, self.dense.words)[best], "cosine": float(cosines[best]), "of": len(cosines)}
+            told |= self._nearest(query, paper, row)
         return told
+
+    def told_sentences(self, query: Query, paper: Paper, by_meaning: bool) -> list[dict[str, Any]]:
+        """The sentences of a paper as plain data: text, weight, and by meaning the most likely facet where the model has some."""
+        told: list[dict[str, Any]] = [{"text": text, "weight": weight} for text, weight in self.sentences(query, paper, by_meaning)]
+        if by_meaning and self.contents.dense is not None and self.dense.facets:
+            for sentence, role in zip(told, self.roles(paper), strict=True):
+                sentence["facet"] = role
+        return told
+
+    def _nearest(self, query: Query, paper: Paper, row: int) -> dict[str, Any]:
+        """The nearest passage and its score; with facets, how much each was asked for, and the terms that the score is the sum of."""
+        held, asks = self.dense.nearest.held.of(row), self.vector(query)
+        scores = held @ asks
+        best = int(scores.argmax())
+        text = spaced(behind(paper.title, passages(paper.title, paper.text, self.dense.words)[best]))
+        told: dict[str, Any] = {"passage": {"text": text, "score": float(scores[best]), "of": len(scores)}}
+        if names := self.dense.facets:
+            blocks = len(names) + 1, -1
+            terms = (held[best].reshape(blocks) * asks.reshape(blocks)).sum(1)
+            told["facets"] = {"asked": self.weights(query), "terms": dict(zip(("whole", *names), map(float, terms), strict=True))}
+        return told
+
+    def weights(self, query: Query) -> dict[str, float]:
+        """How much each facet counts: π of a question, 1 for the facet that was named, the same for all of a paper. They sum to 1."""
+        names = self.dense.facets
+        if query.facet not in (None, ALL):
+            return {name: float(name == query.facet) for name in names}
+        if query.like is None and query.facet is None:
+            return dict(zip(names, map(float, self.encoder.intents([query.text])[0]), strict=True))
+        return {name: 1 / len(names) for name in names}
 
 
 def _scaled(weights: np.ndarray) -> np.ndarray:

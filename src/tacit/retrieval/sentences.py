@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from tacit.retrieval.lexical import UNSPACED
 
@@ -10,6 +11,7 @@ BOUNDARY = re.compile(r"(?:(?<=[.!?…])|(?<=[.!?…][\"'”’)\]]))\s+(?=[^\sa
 NO_END = re.compile(r"(?:^|[\s(])(?:e\.g|i\.e|al|fig|figs|eq|eqs|sec|vs|cf|dr|prof|mr|ms|mrs|no|vol|pp|approx|resp)\.$", re.IGNORECASE)
 CHARACTER = re.compile(rf"[{UNSPACED}]")
 LONGEST = 100  # words; what has no full stop is cut all the same
+SENTENCE_END = "\x1e"  # ASCII's record separator, between sentences that are known: white space to tokenisers
 
 
 def sentences(text: str) -> list[str]:
@@ -44,8 +46,8 @@ def size(text: str) -> int:
     return characters + len(CHARACTER.sub(" ", text).split())
 
 
-def passages(title: str, text: str, words: int) -> list[str]:
-    """Passages of whole sentences, of at most `words` words with the title, which each begins with; at least one, a sentence each at least."""
+def passages(title: str, text: str, words: int) -> list[list[str]]:
+    """Groups of whole sentences of a text, of at most `words` words with the title; at least one group, a sentence in each at least."""
     room, groups, filled = max(1, words - size(title)), [[]], 0
     for sentence in sentences(text):
         length = size(sentence)
@@ -54,4 +56,14 @@ def passages(title: str, text: str, words: int) -> list[str]:
             filled = 0
         groups[-1].append(sentence)
         filled += length
-    return [". ".join(filter(None, [title.rstrip("."), " ".join(group)])) for group in groups]
+    return groups
+
+
+def behind(title: str, group: Sequence[str]) -> str:
+    """Sentences behind a title as one text, SENTENCE_END between them. `spaced` makes it readable."""
+    return SENTENCE_END.join([f"{title.rstrip('.')}.", *group] if title and group else [title] if title else group)
+
+
+def spaced(text: str) -> str:
+    """With a space where sentences are known to end."""
+    return text.replace(SENTENCE_END, " ")
