@@ -21,6 +21,7 @@ from tacit.rl.scheduler import (
     clip_ratio,
     explored,
     features,
+    kept_units,
     label_loss,
     label_variance,
     row_mean,
@@ -137,6 +138,14 @@ def test_claim_2_scores_are_equivariant_and_leave_global_random_numbers_alone():
     scheduler.add(Decision(x, 0.2, 1.0, 0.1, 1.0))
     scheduler.fit()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_units_are_dropped_by_the_bytes_of_their_own_numbers():
+    """Of .1 the next 1/256 is 26/256: bytes from 26 on are kept, at 256/230."""
+    numbers = np.frombuffer(np.random.default_rng(5).bytes(4000), np.uint8)
+    found = kept_units(np.random.default_rng(5), 4000, 0.1)
+    assert found.dtype == torch.float32 and np.array_equal(found.numpy(), (numbers >= 26) * np.float32(256 / 230))
+    assert (found == 0).double().mean() == pytest.approx(26 / 256, abs=0.02) and found.double().mean() == pytest.approx(1, abs=0.02)
 
 
 def test_dropout_keeps_the_mean():

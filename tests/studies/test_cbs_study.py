@@ -11,6 +11,7 @@ import torch
 
 from tacit.core.rollouts import Prompt, Ragged, RolloutBatch
 from tacit.studies.cbs import CLAIMS, PROPERTIES, plan, played, told
+from tacit.studies.combine import plan as combined
 from tacit.studies.noise import GuessedCorrect
 from tacit.studies.recipes import configured
 from tacit.studies.study import PRESETS
@@ -26,6 +27,8 @@ def test_recipes_are_sound(preset, tmp_path):
 def test_full_has_every_claim_and_core_the_primary_ones():
     assert {claim.id for claim in plan("full").claims} == {claim.id for claim in CLAIMS}
     core = plan("core")
+    assert all(("snr" in claim.beside) == (claim.metric in ("pass@1", "auc")) for claim in CLAIMS), "no accuracy without the noise of its labels"
+    assert all(claim.beside == ("snr",) for claim in combined("core").claims)
     assert core.seeds == tuple(range(8)) and {c.id for c in core.claims} >= {
         "ceiling",
         "random",

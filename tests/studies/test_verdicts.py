@@ -7,6 +7,8 @@ import pytest
 from scipy import stats
 
 from tacit.core.statistics import Interval, paired_t_p
+from tacit.studies.page import claim as row
+from tacit.studies.result import beside, lines
 from tacit.studies.study import Claim, Measured
 from tacit.studies.verdicts import Contrast, bootstrap_p, contrast, judge, judged
 
@@ -77,6 +79,18 @@ def test_values_are_paired_by_seed_and_corrected_together():
     assert one["contrast"]["mean_diff"] == pytest.approx(1.02) and one["contrast"]["p_sign_flip"] == 0.25
     assert one["contrast"]["p_holm"] == pytest.approx(2 * one["contrast"]["p"]) and one["verdict"] == "supported"
     assert other["verdict"] == "inconclusive" and other["contrast"] == {"a": "a", "b": "b", "margin": 0.0, "n": 0}
+
+
+def test_what_must_be_read_beside_a_difference_is_told_of_the_arms_that_have_it():
+    values = {
+        "a": {0: Measured({"x": 1.0, "noise": 0.1}), 1: Measured({"x": 2.0, "noise": 0.3})},
+        "b": {0: Measured({"x": 0.0}), 1: Measured({"x": 0.5})},
+    }
+    with_it, without = judged([claim(beside=("noise", "unknown")), claim()], values)
+    assert with_it["beside"] == {"noise": {"a": pytest.approx(0.2)}} and "beside" not in without
+    assert beside(with_it) == ["noise of a 0.2"] and beside(without) == []
+    result = {"flags": [], "claims": [with_it], "properties": [], "missing": []}
+    assert lines(result)[0].endswith("n 2); noise of a 0.2") and "x: a &gt; b; noise of a 0.2<" in row(with_it)
 
 
 def test_items_are_resampled_by_cluster():

@@ -94,9 +94,13 @@ class Normaliser:
     def add(self, values: Tensor) -> None:
         """Takes in the values (B,) of a round; every round counts alike, whatever its size."""
         if len(values):
-            self.weight = self.decay * self.weight + 1
-            self.first = self.decay * self.first + float(values.mean())
-            self.second = self.decay * self.second + float(values.square().mean())
+            self.take(float(values.mean()), float(values.square().mean()))
+
+    def take(self, mean: float, square: float) -> None:
+        """The same from the mean and the mean square of a round."""
+        self.weight = self.decay * self.weight + 1
+        self.first = self.decay * self.first + mean
+        self.second = self.decay * self.second + square
 
     @property
     def moments(self) -> tuple[float, float]:
@@ -119,8 +123,8 @@ def standardised(labels: NDArray[np.float64], decay: float = 0.95) -> NDArray[np
     Gains shrink while a policy learns; without their trend taken away a scorer learns the time from features that drift. Our reconstruction.
     """
     seen, found = Normaliser(decay), np.zeros(len(labels))
-    for i, label in enumerate(labels):
-        seen.add(torch.tensor([label], dtype=torch.float64))
+    for i, label in enumerate(labels.tolist()):
+        seen.take(label, label * label)
         mean, std = seen.moments
         found[i] = (label - mean) / std if std > 1e-7 * max(1.0, abs(mean)) else 0.0  # else it is rounding
     return found
@@ -152,14 +156,19 @@ class Scorer(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor, rng: np.random.Generator | None = None) -> Tensor:
-        """(N, 10) → (N,). With an `rng`, hidden units drop out; by a byte each, since drawing the numbers would cost more than the layers."""
-        dropped = round(256 * self.dropout)
+        """(N, 10) → (N,). With an `rng`, hidden units drop out."""
         for layer in self.layers[:-1]:
             x = layer(x).relu()
-            if rng is not None and dropped:
-                kept = torch.frombuffer(bytearray(rng.bytes(x.numel())), dtype=torch.uint8).view_as(x) >= dropped
-                x = x * kept * (256 / (256 - dropped))
+            if rng is not None and self.dropout:
+                x = x * kept_units(rng, x.numel(), self.dropout).view_as(x)
         return self.layers[-1](x)[:, 0]
+
+
+def kept_units(rng: np.random.Generator, count: int, dropout: float) -> Tensor:
+    """(count,) float32: 0 with probability `dropout`, to the next 1/256, else what keeps the mean at 1. By a byte each, for speed."""
+    dropped = round(256 * dropout)
+    kept = np.frombuffer(rng.bytes(count), np.uint8) >= dropped
+    return torch.from_numpy(kept.astype(np.float32) * np.float32(256 / (256 - dropped)))
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,21 @@
 
 Sorting and brackets from the warm starts of the study `grpo`, 100 steps of 16 x 16. Arms: GSPO; with PIPO; with CBS, which trains on half of each
 group; with both; and `blind`, which takes as many steps on as many rollouts and looks at nothing: a random half, replayed with ξ out of order.
+
+`snr`, of arms with CBS: the mean gain of a step over the noise of its label, as in the study `cbs`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from tacit.core.rundir import JsonLines
+from tacit.studies.cbs import told
 from tacit.studies.grpo import BEST, METHODS, MODEL, RUNTIME, TASKS
 from tacit.studies.recipes import measure_recipe
-from tacit.studies.study import CALIBRATION, Arm, Claim, Plan, Study
+from tacit.studies.study import CALIBRATION, Arm, Claim, Measured, Plan, Study
 
 NAMES = ("sorting", "brackets")
 
@@ -60,7 +65,7 @@ def claims(tasks: tuple[str, ...], chosen: dict[str, Any]) -> Iterator[Claim]:
     for task in tasks:
         for arm, statement in wanted.items():
             if arm in chosen:
-                yield Claim(f"{task}-{arm}", statement, "pass@1", f"{task}/both", f"{task}/{arm}")
+                yield Claim(f"{task}-{arm}", statement, "pass@1", f"{task}/both", f"{task}/{arm}", beside=("snr",))
 
 
 def plan(preset: str) -> Plan:
@@ -75,4 +80,10 @@ def plan(preset: str) -> Plan:
     return Plan(tuple(arms(NAMES, chosen)), tuple(range(8 if preset == "core" else 20)), tuple(claims(NAMES, chosen)))
 
 
-STUDY = Study("combine", "PIPO and CBS together, over GSPO", (__doc__ or "").strip(), plan, measure_recipe)
+def measure(arm: Arm, seed: int, folder: Path, start: Path | None) -> Measured:
+    """With what the metrics say of CBS's choices and labels."""
+    found = measure_recipe(arm, seed, folder, start)
+    return Measured({**found.numbers, **told(list(JsonLines(folder / "metrics.jsonl").records()))}, found.curves)
+
+
+STUDY = Study("combine", "PIPO and CBS together, over GSPO", (__doc__ or "").strip(), plan, measure)

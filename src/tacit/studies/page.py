@@ -10,6 +10,7 @@ from typing import Any
 from tacit.core.progress import duration
 from tacit.report.html import absent, document, table, text
 from tacit.studies.plots import bands, dots
+from tacit.studies.result import beside
 from tacit.studies.study import Measured
 
 NOTE = (
@@ -58,7 +59,7 @@ def claims(result: Mapping[str, Any]) -> str:
 def claim(c: Mapping[str, Any]) -> str:
     found = c["contrast"]
     symbol = c["expected"].split()[1]
-    expected = f"{found['a']} {symbol} {found['b']}" + (f", margin {found['margin']:g}" if found["margin"] else "")
+    expected = f"{c['metric']}: {found['a']} {symbol} {found['b']}" + (f", margin {found['margin']:g}" if found["margin"] else "")
     difference = p = flip = "–"
     if "ci95" in found:
         low, high = found["ci95"]
@@ -66,7 +67,7 @@ def claim(c: Mapping[str, Any]) -> str:
         p, flip = f"{found['p_holm']:.2g}", "–" if found["p_sign_flip"] is None else f"{found['p_sign_flip']:.2g}"
     return (
         f"<tr><th scope='row' class='text' style='white-space:normal'>{escape(c['statement'])}"
-        f"<small>{escape(c['metric'])}: {escape(expected)}</small></th>"
+        f"<small>{escape('; '.join([expected, *beside(c)]))}</small></th>"
         f"<td>{pill(c['verdict'], TONES[c['verdict']])}</td><td>{difference}</td><td>{p}</td><td>{flip}</td><td>{found['n']}</td></tr>"
     )
 

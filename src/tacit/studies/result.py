@@ -76,6 +76,7 @@ def lines(result: Mapping[str, Any]) -> list[str]:
         if "ci95" in found:
             low, high = found["ci95"]
             numbers = f"{found['mean_diff']:+.4g} (95 % {low:+.4g} to {high:+.4g}, p {found['p']:.2g}, Holm {found['p_holm']:.2g}, n {found['n']})"
+        numbers += "".join(f"; {told}" for told in beside(claim))
         said.append(f"{claim['verdict']:>12}  {claim['id']}: {claim['statement']}. {claim['metric']}, {found['a']} - {found['b']}: {numbers}")
     for p in result["properties"]:
         word = "not measured" if p["holds"] is None else "holds" if p["holds"] else "fails"
@@ -83,3 +84,8 @@ def lines(result: Mapping[str, Any]) -> list[str]:
     if result["missing"]:
         said.append(f"missing: {len(result['missing'])} cells")
     return said
+
+
+def beside(claim: Mapping[str, Any]) -> list[str]:
+    """What is told with a claim: "snr of clean/cbs 0.0276"."""
+    return [f"{metric} of {arm} {value:.3g}" for metric, arms in claim.get("beside", {}).items() for arm, value in arms.items()]

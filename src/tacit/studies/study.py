@@ -42,6 +42,7 @@ class Claim:
     """What arms `a` and `b` should show in `metric`: fixed before the run. A verdict needs the interval of mean(a - b) to clear `margin`.
 
     With the unit "seed" each record gives one number; with another one a record gives a list over items, the same ones for both arms.
+    `beside` names metrics without which the difference should not be read: they are told with it, for the arms that have them.
     """
 
     id: str
@@ -53,6 +54,7 @@ class Claim:
     margin: float = 0.0
     higher_is_better: bool = True
     unit: Unit = "seed"
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ def judged(claims: Sequence[Claim], values: Mapping[str, Mapping[int, Measured]]
     paired = [pairs(claim, values) for claim in claims]
     contrasts = [contrast(a, b, clusters) for _, a, b, clusters in paired]
     adjusted = holm([1.0 if found is None else found.p for found in contrasts])
-    return [told(*parts) for parts in zip(claims, paired, contrasts, adjusted, strict=True)]
+    return [told(*parts, values) for parts in zip(claims, paired, contrasts, adjusted, strict=True)]
 
 
 Pairs = tuple[list[int], list[float], list[float], list[str]]
@@ -89,12 +89,19 @@ def pairs(claim: Claim, values: Mapping[str, Mapping[int, Measured]]) -> Pairs:
     return seeds, a, b, clusters
 
 
-def told(claim: Claim, paired: Pairs, found: Contrast | None, p_adjusted: float) -> dict[str, Any]:
+def means(metric: str, arms: Sequence[str], values: Mapping[str, Mapping[int, Measured]]) -> dict[str, float]:
+    """By arm the mean over seeds of a metric that is one number a seed; of arms that have it."""
+    there = {arm: [x for m in values.get(arm, {}).values() if isinstance(x := m.numbers.get(metric), float | int)] for arm in arms}
+    return {arm: float(np.mean(found)) for arm, found in there.items() if found}
+
+
+def told(claim: Claim, paired: Pairs, found: Contrast | None, p_adjusted: float, values: Mapping[str, Mapping[int, Measured]]) -> dict[str, Any]:
     seeds, a, b, _ = paired
     outcome: dict[str, Any] = {"a": claim.a, "b": claim.b, "margin": claim.margin, "n": 0 if found is None else found.n}
     if found is not None:
         outcome |= {"mean_diff": found.interval.mean, "ci95": [found.interval.low, found.interval.high], "p": found.p, "p_holm": p_adjusted}
         outcome |= {"p_sign_flip": found.p_sign_flip}
+    beside = {metric: there for metric in claim.beside if (there := means(metric, (claim.a, claim.b), values))}
     one = claim.unit == "seed"
     arms = {name: {"values": x} if one else {"mean": float(np.mean(x)) if x else None} for name, x in ((claim.a, a), (claim.b, b))}
     return {
@@ -108,4 +115,4 @@ def told(claim: Claim, paired: Pairs, found: Contrast | None, p_adjusted: float)
         "contrast": outcome,
         "expected": claim.expected,
         "verdict": judge(claim, found, p_adjusted),
-    }
+    } | ({"beside": beside} if beside else {})
