@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from tacit.mistakes import choice
 from tacit.retrieval import facets as f
 from tacit.retrieval.benchmarks import FACETS
-from tacit.retrieval.sentences import sentences
+from tacit.retrieval.sentences import SENTENCE_END, sentences
 
-SENTENCE_END = "\x1e"  # ASCII's record separator, for callers that know where sentences end
 BINS = 10  # relative positions of a sentence in its text that are told apart
 OUTSIDE = -1  # sentence id of special tokens and padding
 GATES = ("adaptive", "constant")
