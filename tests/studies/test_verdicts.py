@@ -8,7 +8,7 @@ from scipy import stats
 
 from tacit.core.statistics import Interval, paired_t_p
 from tacit.studies.page import claim as row
-from tacit.studies.result import beside, lines
+from tacit.studies.result import beside, lines, mean
 from tacit.studies.study import Claim, Measured
 from tacit.studies.verdicts import Contrast, bootstrap_p, contrast, judge, judged
 
@@ -105,3 +105,15 @@ def test_items_are_resampled_by_cluster():
     assert (high - low) / 2 == pytest.approx(half, rel=0.1)
     assert found["contrast"]["n"] == 20 and found["arms"]["a"]["mean"] == pytest.approx(per_document.mean())
     assert bootstrap_p(a, clusters) == pytest.approx(paired_t_p(per_document, np.zeros(20)), abs=0.03)
+
+
+def test_items_that_a_metric_does_not_count_are_left_out():
+    clusters = ("d0", "d0", "d1", "d2")
+    values = {
+        "a": {0: Measured({"x": [1.0, None, 3.0, 5.0]}, clusters=clusters)},
+        "b": {0: Measured({"x": [0.0, None, 1.0, None]}, clusters=clusters)},
+    }
+    [found] = judged([claim(unit="query")], values)
+    assert found["contrast"]["n"] == 2 and found["contrast"]["mean_diff"] == pytest.approx(1.5)
+    assert found["arms"]["a"]["mean"] == pytest.approx(2.0)
+    assert mean([1.0, None, 2.0]) == pytest.approx(1.5) and mean([None]) is None and mean(3.0) == pytest.approx(3.0) and mean(None) is None

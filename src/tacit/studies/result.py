@@ -50,9 +50,12 @@ def summary(seeds: Mapping[int, Measured], tells: Callable[[str], bool]) -> dict
     return {"seeds": list(seeds)} | {m: [mean(found.numbers.get(m)) for found in seeds.values()] for m in metrics}
 
 
-def mean(value: float | list[float] | None) -> float | None:
-    """Of items the mean, to six digits: a study of many arms has ten thousands of them."""
-    return round(sum(value) / len(value), 6) if isinstance(value, list) and value else value if isinstance(value, float | int) else None
+def mean(value: float | list[float] | list[float | None] | None) -> float | None:
+    """Of items that count the mean, to six digits: a study of many arms has ten thousands of them."""
+    if not isinstance(value, list):
+        return value
+    counted = [one for one in value if one is not None]
+    return round(sum(counted) / len(counted), 6) if counted else None
 
 
 def flags(environment: Mapping[str, Any]) -> list[str]:

@@ -90,10 +90,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Measured:
-    """What one (arm, seed) gave: numbers by metric (lists over items for units other than seeds, with `clusters` naming what each belongs to),
-    and curves, (steps, values) by metric."""
+    """What one (arm, seed) gave: numbers by metric (lists over items for units other than seeds, with `clusters` naming what each belongs to, and
+    None for an item that a metric does not count), and curves, (steps, values) by metric."""
 
-    numbers: Mapping[str, float | list[float]]
+    numbers: Mapping[str, float | list[float] | list[float | None]]
     curves: Mapping[str, tuple[list[int], list[float | None]]] = field(default_factory=dict)
     clusters: tuple[str, ...] = ()
 

@@ -80,12 +80,13 @@ def pairs(claim: Claim, values: Mapping[str, Mapping[int, Measured]]) -> Pairs:
     seeds = [seed for seed in first if seed in second and claim.metric in first[seed].numbers and claim.metric in second[seed].numbers]
     a, b, clusters = list[float](), list[float](), list[str]()
     for seed in seeds:
-        x, y = first[seed].numbers[claim.metric], second[seed].numbers[claim.metric]
-        a += x if isinstance(x, list) else [x]
-        b += y if isinstance(y, list) else [y]
+        x, y = (one if isinstance(one := found[seed].numbers[claim.metric], list) else [one] for found in (first, second))
+        counted = [n for n, (u, v) in enumerate(zip(x, y, strict=True)) if u is not None and v is not None]
+        a += [value for n in counted if (value := x[n]) is not None]
+        b += [value for n in counted if (value := y[n]) is not None]
         if claim.unit != "seed":
             assert first[seed].clusters == second[seed].clusters, "two arms were measured on different items"
-            clusters += first[seed].clusters
+            clusters += [first[seed].clusters[n] for n in counted]
     return seeds, a, b, clusters
 
 
