@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -187,6 +188,25 @@ def test_replayed_rollouts_are_looked_at_again(lab):
         ratio = (stats.logp - candidates.behaviour_logp).double().exp()[tokens]
         assert float(context.clip_ratio[row]) == pytest.approx(float(((ratio < 0.8) | (ratio > 1.2)).double().mean()) * float(old[row]))
     assert context.clip_ratio[old].any() and old.sum() == 32 and context.age.tolist() == [0] * 32 + [1] * 32
+
+
+@pytest.mark.parametrize(("mode", "rounds", "passes"), [("intra", 4, 0), ("global", 1, 0), ("global", 3, 2), ("nested", 3, 2)])
+def test_a_buffered_round_costs_at_most_one_log_prob_pass(lab, monkeypatch, mode, rounds, passes):
+    """What the policy looks at again for the features: every rollout of an earlier round once a step, fresh ones never."""
+    trainer = trainer_of(lab, mode=mode, rounds=rounds)
+    agent, seen = trainer.agents[0], []
+    plain = agent.mirror.token_stats
+    monkeypatch.setattr(
+        agent.mirror, "token_stats", lambda prompts, completions, **how: seen.append(len(completions)) or plain(prompts, completions, **how)
+    )
+    pushed = 32 if mode == "global" else 16  # nested: what is left of the groups goes into the buffer
+    for index in range(5):
+        seen.clear()
+        step = trainer.collect()
+        before = len(seen)
+        trainer.learn(step)
+        looked = seen[before:]
+        assert sum(looked) == min(index, passes) * pushed and len(looked) <= 1
 
 
 @pytest.mark.parametrize("ratios", ["stored", "fresh"])
@@ -413,7 +433,9 @@ def test_shaped_rewards_are_seen_where_asked_for(lab):
 
 def test_what_it_says_before_training(lab):
     agent = lab.agent(sampling={"group_size": 8})
-    assert CBS().note(agent) == "CBS: about 16 of 32 fresh rollouts' worth trained on a step, no forward pass beyond those of the base"
+    said, fit = CBS(pool=4).note(agent).rsplit("; ", 1)
+    assert said == "CBS: about 16 of 32 fresh rollouts' worth trained on a step, no forward pass beyond those of the base"
+    assert re.fullmatch(r"the scheduler's fit takes about \d+ ms of a step here", fit)
     told = CBS(mode="global", probes=9).note(agent)
     assert "about 32 of 32" in told and "one log-prob pass over what the buffer holds" in told and "9 probes" in told
 

@@ -21,6 +21,7 @@ from tacit.rl.scheduler import (
     clip_ratio,
     explored,
     features,
+    fit_seconds,
     kept_units,
     label_loss,
     label_variance,
@@ -228,6 +229,13 @@ def test_resumed_it_goes_on_bit_for_bit(tmp_path):
         second.fit()
     x = several[0].features
     assert np.array_equal(second.scores(x), whole.scores(x)) and not np.array_equal(first.scores(x), whole.scores(x))
+
+
+def test_what_a_fit_takes_is_measured_where_it_will_be_done():
+    """More rollouts take longer, and nothing is drawn from global random numbers."""
+    before = torch.get_rng_state()
+    few, many = (min(fit_seconds(rows, pool=32) for _ in range(3)) for rows in (4, 1024))
+    assert 0 < few < many < 10 and torch.equal(torch.get_rng_state(), before)
 
 
 def test_exploration_falls_in_equal_steps():

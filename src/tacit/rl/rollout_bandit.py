@@ -29,7 +29,19 @@ from tacit.rl.aggregation import sum_within
 from tacit.rl.gain import Gain, PastRates, Round, round_of
 from tacit.rl.probes import Probes
 from tacit.rl.replay import identity
-from tacit.rl.scheduler import FEATURES, Context, Decision, Normaliser, Scheduler, clip_ratio, decision_state, explored, features, row_mean
+from tacit.rl.scheduler import (
+    FEATURES,
+    Context,
+    Decision,
+    Normaliser,
+    Scheduler,
+    clip_ratio,
+    decision_state,
+    explored,
+    features,
+    fit_seconds,
+    row_mean,
+)
 from tacit.rl.selectors import TRUTH, Floats, Ints, Mode, Selector
 
 if TYPE_CHECKING:
@@ -129,7 +141,8 @@ class CBS(Selector):
         passes = "no forward pass beyond those of the base" if self.mode == "intra" else "one log-prob pass over what the buffer holds beside it"
         probing = f"; {len(self.probes)} probes a step measure what was gained" if len(self.probes) else ""
         taken = self.share if self.mode == "intra" else self.count if self.mode == "global" else self.count * self.share
-        return f"CBS: about {taken * drawn:.0f} of {drawn} fresh rollouts' worth trained on a step, {passes}{probing}"
+        fit = f"; the scheduler's fit takes about {1e3 * fit_seconds(round(taken * drawn), **self.options):.0f} ms of a step here"
+        return f"CBS: about {taken * drawn:.0f} of {drawn} fresh rollouts' worth trained on a step, {passes}{probing}{fit}"
 
     # --- the stages ---
 
@@ -211,6 +224,7 @@ class CBS(Selector):
         found[:, [name in self.without for name in FEATURES]] = 0
         self.scored = ({name: row for row, name in enumerate(identity(candidates).tolist())}, found)
         scores = self.scheduler.scores(found) if self.decides else np.zeros(len(candidates))
+        scores = self.runtime.broadcast_object(scores)  # all processes choose alike, however theirs rounds
         if TRUTH in candidates:
             self.compare(step, agent, scores, found.numpy(), candidates)
         return scores

@@ -6,6 +6,7 @@ of the ten features come from third-party digests; what they leave open is our r
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -275,6 +276,18 @@ class Scheduler:
         self.optimiser.load_state_dict(state["optimiser"])
         self.pool = deque((Decision(**d) for d in state["pool"]), maxlen=self.pool.maxlen)
         self.labelled, self.w_e, self.e_min = state["labelled"], state["w_e"], state["e_min"]
+
+
+def fit_seconds(rows: int, **options: Any) -> float:
+    """What a fit takes here when the pool is full, with `rows` rollouts a round, in seconds: measured on a scheduler with these options."""
+    scheduler, found = Scheduler(**options), torch.zeros(rows, len(FEATURES))
+    assert scheduler.pool.maxlen is not None
+    for i in range(scheduler.pool.maxlen):
+        scheduler.add(Decision(found, 0.0, 1.0, float(i % 2), 1.0))
+    scheduler.fit()  # the first one also sets up
+    began = time.perf_counter()
+    scheduler.fit()
+    return time.perf_counter() - began
 
 
 def decision_state(decision: Decision) -> dict[str, Any]:
