@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from tacit.sections import CheckpointConfig, RuntimeConfig, Strict
 
 SMALL: dict[str, dict[str, Any]] = {  # defaults over a small base, where the recipe says nothing else
-    "": {"learning_rate": 1e-3, "head_learning_rate": 1e-3},
+    "": {"learning_rate": 1e-3, "head_learning_rate": 1e-2},
     "model": {"whole": 0.6, "pooled": "mean", "kinds": True, "intent_temperature": 1.0},
     "loss": {"temperature": 0.1, "roles": 0.5},
 }
@@ -109,7 +109,7 @@ class RetrievalConfig(Strict):
     steps: int = Field(default=500, ge=1)
     batch_size: int = Field(default=32, ge=2, description="pairs and as many questions a step; each has the others' answers as negatives")
     learning_rate: float = Field(default=2e-5, gt=0, description="of the base; small: 1e-3")
-    head_learning_rate: float = Field(default=1e-4, gt=0, description="of anchors, gates and projections; small: 1e-3")
+    head_learning_rate: float = Field(default=1e-4, gt=0, description="of anchors, gates and projections; small: 1e-2, which is ours")
     warmup: float = Field(default=0.05, ge=0, lt=1, description="share of the steps in which the rate rises, before it falls to 0, both linearly")
     max_grad_norm: float = Field(default=1.0, gt=0)
     keep: Literal["best", "last"] = Field(
