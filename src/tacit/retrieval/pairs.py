@@ -1,271 +1,327 @@
-"""Pairs to train an encoder on, made of papers alone: nobody has to say which papers are alike, or which of them answers a question.
+"""What a UniFAR-style model learns from when all there is are papers: pairs of papers, questions with their papers, and roles of sentences.
 
-All of it is pseudo-supervision, and ours where nothing else is named. Papers like a paper:
-
-    halves      one half of an abstract's sentences, and the other
-    titles      a title, and its abstract
-    neighbours  a paper, and one of its five nearest in LSA; one from rank 30 to 60 is its hard negative (bands as SciNCL has them, 2202.06671)
-    facets      the same by the sentences of one facet alone: alike in that facet, and trained with its weight one-hot (FLeW's split, 2509.07531)
-    fields      two papers of a field, where fields are known
-
-Questions: one labelled sentence of a paper behind a template of its facet, taken out of the paper (inverse cloze, Lee et al. 2019, 1906.00300),
-or given ones, such as summaries. The former are synthetic, and their intent is the facet of the sentence.
+Pairs of papers, each a row's `anchor` and `positive`:
+    halves      two halves of one abstract, drawn sentence by sentence; the title goes with either       [inferred; Izacard et al. 2022, cropping]
+    title       a title and its abstract                                                                 [inferred]
+    neighbours  a paper and one of its nearest by LSA; a farther one is the hard `negative`              [after SciNCL, 2202.06671]
+    facets      the same by the sentences of one role alone; the pair counts for that facet              [inferred; after FLeW's three graphs]
+    field       two papers of one field of study, where fields are given                                 [inferred]
+    given       pairs that the caller gives, citations say                                               [specification, 2.3 (C)]
+Questions, each with the paper that answers it:
+    cloze       the content words of one sentence behind words for its role; the answer lacks the sentence   [inverse cloze: Lee et al. 2019]
+    aspects     two to four sentences of one paper as they stand; the answer lacks them                      [inferred; after long, many-sided questions]
+    given       questions that the caller gives: summaries, questions of abstracts                           [specification, section 7]
+Everything but `given` is made up from texts, and is no better a judge of relevance than that. No judgement of a benchmark is read anywhere here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+import random
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tacit.retrieval.benchmarks import FACETS
-from tacit.retrieval.lexical import LSA, STOP_WORDS, TfIdf
-from tacit.retrieval.roles import NONE, roles_of
-from tacit.retrieval.sentences import SENTENCE_END, behind
+from tacit.retrieval.lexical import STOP_WORDS, WORD
+from tacit.retrieval.neighbours import Band, Neighbours, neighbours
+from tacit.retrieval.papers import Paper
+from tacit.retrieval.roles import NONE, Roles, Teacher, roles_of
+from tacit.retrieval.sentences import SENTENCE_END, behind, sentences
 
-Row = dict[str, Any]
-Labelled = Mapping[str, Any]  # `sentences` and their `labels`
-Rng = np.random.Generator
-Neighbours = NDArray[np.int64]  # (n, FAR): rows of the nearest, nearest first; -1 where there are no more
-NEAR, FAR_FROM, FAR = 5, 30, 60  # ranks of positives, and of hard negatives
-RANK, CHUNK = 200, 1000  # of LSA; rows that are compared at once
-SENTENCES = 24  # of a labelled text that have room for a label
+MOST = 24  # sentences of a labelled text that can have a role
+FEWEST_WORDS = 4  # of a sentence that can be asked for
+ASKED_WORDS = 12  # content words of a question at most
+PAIRED, ASKED = ("halves", "title", "neighbours", "facets", "field", "given"), ("cloze", "aspects", "given")
 TEMPLATES = {
-    "background": ("Which papers study the problem of {}?", "what is known about {}", "why is {} hard"),
-    "method": ("Which papers use {}?", "papers that propose {}", "how to do {}"),
-    "result": ("Which papers find {}?", "results on {}", "is it true that {}"),
+    "background": ("which work addresses {}", "papers on the problem of {}", "why is there a need for {}", "{}: what is known"),
+    "method": ("which work uses {}", "papers that propose {}", "a method with {}", "how to do it by {}"),
+    "result": ("which work shows {}", "papers that find {}", "is there evidence for {}", "findings: {}"),
 }
-KINDS = ("halves", "titles", "neighbours", "facets", "fields")
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A paper: title ("" where there is none), sentences, the facet of each (-1: none) where known, and its fields of study where known."""
+    """A paper as sentences, with the facet of each (-1: none); `roles` is empty where nobody said. `field`: of study, "" where unknown."""
 
     id: str
     title: str
     sentences: tuple[str, ...]
-    roles: tuple[int, ...] = ()
-    fields: tuple[str, ...] = ()
+    roles: Roles = ()
+    field: str = ""
+
+    def __post_init__(self) -> None:
+        if self.roles and len(self.roles) != len(self.sentences):
+            raise ValueError(
+                f"the paper {self.id!r} has {len(self.sentences)} sentences and {len(self.roles)} roles; give each sentence one, or none"
+            )
 
     @property
     def text(self) -> str:
         return behind(self.title, self.sentences)
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A question and the text that answers it."""
-
-    text: str
-    answer: str
+def of_papers(papers: Sequence[Paper]) -> list[Document]:
+    return [Document(paper.id, paper.title, tuple(sentences(paper.text))) for paper in papers]
 
 
-@dataclass(frozen=True, slots=True)
-class Shares:
-    """How often each kind of pair is made, relative to the others, where the corpus has any; `cloze`: the share of questions made of sentences, if
-    others are given; `taught`: the share of labelled texts whose labels are the teacher's, if people labelled some."""
-
-    halves: float = 0.25
-    titles: float = 0.2
-    neighbours: float = 0.25
-    facets: float = 0.3
-    fields: float = 0.1
-    cloze: float = 0.6
-    taught: float = 0.5
-
-    def __post_init__(self) -> None:
-        for one in fields(self):
-            if getattr(self, one.name) < 0:
-                raise ValueError(f"the share of {one.name} is {getattr(self, one.name)}; shares are not negative")
-
-
-@dataclass
-class Pairs:
-    """Papers, and what is known of them. Neighbours are looked for when it is made. Raises ValueError where no pair at all can be made."""
-
-    documents: Sequence[Document]
-    questions: Sequence[Question] = ()
-    labelled: Sequence[Labelled] = ()
-    shares: Shares = field(default_factory=Shares)
-
-    def __post_init__(self) -> None:
-        many = [n for n, document in enumerate(self.documents) if len(document.sentences) > 1]
-        titled = [n for n, document in enumerate(self.documents) if document.title and document.sentences]
-        by_field: dict[str, list[int]] = {}
-        for n, document in enumerate(self.documents):
-            for name in document.fields:
-                by_field.setdefault(name, []).append(n)
-        self._by_field = {name: rows for name, rows in by_field.items() if len(rows) > 1}
-        texts = [document.text for document in self.documents]
-        same = _originals(self.documents)
-        self._nearest = nearest(texts, same)
-        self._by_facet = [self._facet(k, same) for k in range(len(FACETS))]
-        self._anchors = {
-            "halves": many,
-            "titles": titled,
-            "neighbours": [n for n, row in enumerate(self._nearest) if row[0] >= 0],
-            "facets": sorted({n for found in self._by_facet for n in found}),
-            "fields": [n for n, document in enumerate(self.documents) if any(name in self._by_field for name in document.fields)],
-        }
-        self._cloze = [n for n in many if any(role >= 0 for role in self.documents[n].roles)]
-        self._taught = [n for n, document in enumerate(self.documents) if any(role >= 0 for role in document.roles)]
-        self._kinds = [kind for kind in KINDS if self._anchors[kind] and getattr(self.shares, kind) > 0]
-        if not self._kinds:
-            raise ValueError("no pair can be made of these papers; give more of them, with abstracts of several sentences")
-        self._may = {kind: frozenset(rows) for kind, rows in self._anchors.items()}
-
-    def _facet(self, k: int, same: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
-        """Paper → its nearest by the sentences of facet k, for those that have some."""
-        mine = [n for n, document in enumerate(self.documents) if k in document.roles]
-        if len(mine) < 3:
-            return {}
-        texts = [" ".join(s for s, role in zip(self.documents[n].sentences, self.documents[n].roles) if role == k) for n in mine]
-        rows = np.array(mine)
-        found = nearest(texts, same[rows])
-        return {n: np.where(near >= 0, rows[near], -1) for n, near in zip(mine, found) if near[0] >= 0}
-
-    def rows(self, count: int, seed: int) -> list[Row]:
-        """`count` rows with the columns of `losses` and their label. Row i is a function of the seed and i; in a pass over the papers each is an
-        anchor once at most."""
-        size = len(self.documents)
-        found: list[Row] = []
-        passes = 0
-        while len(found) < count:
-            order = np.random.default_rng((seed, 0, passes)).permutation(size)
-            for place in order[: count - len(found)]:
-                found.append(self._row(int(place), np.random.default_rng((seed, 1, len(found)))))
-            passes += 1
-        return found
-
-    def _row(self, n: int, rng: Rng) -> Row:
-        facet, anchor, positive, negative = self._pair(n, rng)
-        intent, question, answer = self._question(rng)
-        labelled, roles = self._labelled(rng)
-        label = [facet, intent, *roles[:SENTENCES], *[NONE] * (SENTENCES - len(roles))]
-        return {
-            "anchor": anchor,
-            "positive": positive,
-            "negative": negative,
-            "question": question,
-            "answer": answer,
-            "labelled": labelled,
-            "label": label,
-        }
-
-    # --- papers like a paper ---
-
-    def _pair(self, n: int, rng: Rng) -> tuple[int, str, str, str]:
-        """(facet or -1, anchor, positive, hard negative or ""). A paper that no kind suits gives its place to a random one."""
-        kinds = [kind for kind in self._kinds if n in self._may[kind]]
-        if not kinds:
-            kinds = [self._kinds[0]]
-            n = int(rng.choice(self._anchors[kinds[0]]))
-        chances = np.array([getattr(self.shares, kind) for kind in kinds])
-        kind = kinds[rng.choice(len(kinds), p=chances / chances.sum())]
-        return getattr(self, f"_pair_of_{kind}")(n, rng)
-
-    def _pair_of_halves(self, n: int, rng: Rng) -> tuple[int, str, str, str]:
-        document = self.documents[n]
-        order = rng.permutation(len(document.sentences))
-        first, second = (sorted(part) for part in np.array_split(order, 2))
-        return NONE, SENTENCE_END.join(_chosen(document, first)), behind(document.title, _chosen(document, second)), ""
-
-    def _pair_of_titles(self, n: int, rng: Rng) -> tuple[int, str, str, str]:
-        return NONE, self.documents[n].title, SENTENCE_END.join(self.documents[n].sentences), ""
-
-    def _pair_of_neighbours(self, n: int, rng: Rng) -> tuple[int, str, str, str]:
-        return NONE, *self._near_and_far(n, self._nearest[n], rng)
-
-    def _pair_of_facets(self, n: int, rng: Rng) -> tuple[int, str, str, str]:
-        k = int(rng.choice([k for k, found in enumerate(self._by_facet) if n in found]))
-        return k, *self._near_and_far(n, self._by_facet[k][n], rng)
-
-    def _pair_of_fields(self, n: int, rng: Rng) -> tuple[int, str, str, str]:
-        name = rng.choice([name for name in self.documents[n].fields if name in self._by_field])
-        other = rng.choice([m for m in self._by_field[name] if m != n])
-        return NONE, self.documents[n].text, self.documents[other].text, ""
-
-    def _near_and_far(self, n: int, found: NDArray[np.int64], rng: Rng) -> tuple[str, str, str]:
-        near, far = (part[part >= 0] for part in (found[:NEAR], found[FAR_FROM - 1 :]))
-        negative = self.documents[int(rng.choice(far))].text if len(far) else ""
-        return self.documents[n].text, self.documents[int(rng.choice(near))].text, negative
-
-    # --- questions and labels ---
-
-    def _question(self, rng: Rng) -> tuple[int, str, str]:
-        """(facet or -1, question, answer), "" where none can be made."""
-        cloze = bool(self._cloze) and (not self.questions or rng.random() < self.shares.cloze)
-        if not cloze:
-            if not self.questions:
-                return NONE, "", ""
-            given = self.questions[int(rng.integers(len(self.questions)))]
-            return NONE, given.text, given.answer
-        document = self.documents[int(rng.choice(self._cloze))]
-        place = int(rng.choice([n for n, role in enumerate(document.roles) if role >= 0]))
-        role = document.roles[place]
-        rest = [n for n in range(len(document.sentences)) if n != place]
-        templates = TEMPLATES[FACETS[role]]
-        return (
-            role,
-            templates[rng.integers(len(templates))].format(content(document.sentences[place])),
-            behind(document.title, _chosen(document, rest)),
-        )
-
-    def _labelled(self, rng: Rng) -> tuple[str, Sequence[int]]:
-        """Sentences with their facets, "" where there are none."""
-        taught = bool(self._taught) and (not self.labelled or rng.random() < self.shares.taught)
-        if taught:
-            document = self.documents[int(rng.choice(self._taught))]
-            return SENTENCE_END.join(document.sentences), document.roles
-        if not self.labelled:
-            return "", ()
-        row = self.labelled[int(rng.integers(len(self.labelled)))]
-        return SENTENCE_END.join(row["sentences"]), roles_of(row["labels"])
-
-
-def content(sentence: str) -> str:
-    """A sentence without its stop words: what a question asks for."""
-    words = [word.strip(".,;:()") for word in sentence.split()]
-    kept = [word for word in words if word and word.lower() not in STOP_WORDS]
-    return " ".join(kept or words)
-
-
-def nearest(texts: Sequence[str], same: NDArray[np.int64]) -> Neighbours:
-    """The FAR nearest others of each text in LSA, -1 from where there are no more. Texts with one number in `same` (n,) are one, and not each other's
-    neighbours; a text without a known word has none."""
-    found = np.full((len(texts), FAR), -1)
-    try:
-        vectors = LSA(TfIdf(texts), RANK).documents.astype(np.float32)
-    except ValueError:  # fewer than two texts or words
-        return found
-    for start in range(0, len(texts), CHUNK):
-        cosines = vectors[start : start + CHUNK] @ vectors.T
-        cosines[same[start : start + CHUNK, None] == same[None]] = -np.inf
-        cosines[~vectors[start : start + CHUNK].any(1)] = -np.inf
-        width = min(FAR, len(texts))
-        some = np.argpartition(-cosines, width - 1, axis=1)[:, :width]
-        order = np.lexsort((some, -np.take_along_axis(cosines, some, 1)))
-        some = np.take_along_axis(some, order, 1)
-        found[start : start + CHUNK, :width] = np.where(np.isfinite(np.take_along_axis(cosines, some, 1)), some, -1)
+def of_labelled(rows: Sequence[Mapping[str, Any]], facets: Sequence[str] = FACETS) -> list[Document]:
+    """Labelled texts, {"sentences": [...], "labels": [...]}, as documents without a title; blank sentences are dropped with their labels."""
+    found = []
+    for n, row in enumerate(rows):
+        kept = [(s, r) for s, r in zip(row["sentences"], roles_of(row["labels"], facets), strict=True) if s.strip()]
+        found.append(Document(f"labelled:{n}", "", tuple(s for s, _ in kept), tuple(r for _, r in kept)))
     return found
 
 
-def _originals(documents: Sequence[Document]) -> NDArray[np.int64]:
-    """The row of the first paper with the same title or the same sentences (n,)."""
-    known: dict[Any, int] = {}
-    found = []
-    for n, document in enumerate(documents):
-        keys = [key for key in (document.title.lower().strip(" ."), document.sentences) if key]
-        first = min((known[key] for key in keys if key in known), default=n)
-        for key in keys:
-            known.setdefault(key, first)
-        found.append(first)
-    return np.array(found)
+def with_roles(documents: Sequence[Document], teacher: Teacher, least: float = 0.6) -> list[Document]:
+    """Documents whose sentences have roles, of the teacher where there were none: -1 where it is less sure than `least`."""
+    bare = [document for document in documents if not document.roles]
+    told = dict(zip((document.id for document in bare), teacher.sure([document.sentences for document in bare], least)))
+    return [document if document.roles else replace(document, roles=told[document.id]) for document in documents]
 
 
-def _chosen(document: Document, places: Sequence[int]) -> list[str]:
-    return [document.sentences[n] for n in places]
+@dataclass(frozen=True, slots=True)
+class PairOptions:
+    """Shares of the kinds; of a paper, those kinds count that it can give. Defaults are ours, as is all that is not named otherwise above.
+
+    `near` and `far`: ranks of positives and hard negatives. `rank`: dimensions of LSA. `teacher_share`: of the labelled texts, those whose labels
+    are the teacher's. `templates`: ways to ask for a sentence of a facet, with {} for its words.
+    """
+
+    pairs: Mapping[str, float] = field(
+        default_factory=lambda: {"halves": 0.2, "title": 0.15, "neighbours": 0.3, "facets": 0.35, "field": 0.02, "given": 0.3}
+    )
+    questions: Mapping[str, float] = field(default_factory=lambda: {"cloze": 0.4, "aspects": 0.2, "given": 0.4})
+    near: Band = (1, 5)
+    far: Band = (30, 60)
+    rank: int = 100
+    teacher_share: float = 0.5
+    facets: tuple[str, ...] = FACETS
+    templates: Mapping[str, Sequence[str]] = field(default_factory=lambda: TEMPLATES)
+
+    def __post_init__(self) -> None:
+        for name, given, known in (("pairs", self.pairs, PAIRED), ("questions", self.questions, ASKED)):
+            if strange := [kind for kind in given if kind not in known]:
+                raise ValueError(f"{name} has no kind {strange[0]!r}; there are {', '.join(known)}")
+            if any(share < 0 for share in given.values()):
+                raise ValueError(f"a share of {name} is negative; give 0 for a kind that is not wanted")
+
+
+class Pairs:
+    """Rows to train on from a corpus, mined once, drawn as often as wanted. What the corpus cannot give leaves its columns empty: `kinds` tells."""
+
+    def __init__(
+        self,
+        documents: Sequence[Document],
+        *,
+        questions: Sequence[tuple[str, str]] = (),
+        labelled: Sequence[Document] = (),
+        related: Sequence[tuple[str, str]] = (),
+        options: PairOptions | None = None,
+    ):
+        """`questions`: (text, id of its document). `labelled`: documents with gold roles. `related`: ids of documents that belong together.
+
+        A document whose text another one has is left out; what is asked of it, or related to it, is the other one's. Raises ValueError for ids that
+        repeat or are not there, and for documents of which no pair can be made.
+        """
+        self.options = options or PairOptions()
+        place, self.documents = _distinct(documents)
+        self.labelled = [d for d in labelled if d.sentences]
+        self.asked = [(text, place[_known(name, place, "a question")]) for text, name in questions if text.strip()]
+        self.related: dict[int, list[int]] = {}
+        for pair in related:
+            one, other = (place[_known(name, place, "a pair")] for name in pair)
+            if one != other:
+                self.related.setdefault(one, []).append(other)
+                self.related.setdefault(other, []).append(one)
+        self._mine()
+        self.anchors = [self._pair_kinds(n) for n in range(len(self.documents))]
+        self.starts = [n for n, kinds in enumerate(self.anchors) if kinds]
+        if not self.starts:
+            raise ValueError(f"no pair can be made of {len(self.documents)} papers; give more papers, with titles and abstracts")
+        can = {
+            "cloze": [n for n, d in enumerate(self.documents) if len(d.sentences) > 1 and _askable(d)],
+            "aspects": [n for n, d in enumerate(self.documents) if len(d.sentences) >= 4],
+            "given": list(range(len(self.asked))),
+        }
+        self.sources = {kind: can[kind] for kind in ASKED if can[kind] and self.options.questions.get(kind, 0) > 0}
+        self.taught = [n for n, d in enumerate(self.documents) if any(role != NONE for role in d.roles)]
+
+    @property
+    def kinds(self) -> dict[str, int]:
+        """How many papers, questions or texts each kind can start from."""
+        found = {f"pairs/{kind}": sum(kind in kinds for kinds in self.anchors) for kind in PAIRED}
+        found |= {f"questions/{kind}": len(self.sources.get(kind, ())) for kind in ASKED}
+        return found | {"labelled/gold": len(self.labelled), "labelled/teacher": len(self.taught) if self._teacher_share else 0}
+
+    def rows(self, n: int, seed: int = 0) -> list[dict[str, Any]]:
+        """n rows with the columns of `FacetLoss`: anchor, positive, negative ("": none), question, answer, labelled, label.
+
+        A paper is anchor once in a pass over the papers. Fewer rows are the first of more; pairs, questions and labelled texts are drawn apart, so that
+        a corpus without questions has the same pairs.
+        """
+        found = []
+        walks = {kind: _walk(len(items), f"{seed} {kind}") for kind, items in self.sources.items()}
+        anchors, gold, taught = (
+            _walk(len(self.starts), f"{seed} anchor"),
+            _walk(len(self.labelled), f"{seed} gold"),
+            _walk(len(self.taught), f"{seed} taught"),
+        )
+        for i in range(n):
+            anchor, positive, negative, facet = self._pair(self.starts[next(anchors)], random.Random(f"{seed} pair {i}"))
+            question, answer, intent = self._question(walks, random.Random(f"{seed} question {i}"))
+            text, roles = self._labelled(gold, taught, random.Random(f"{seed} labelled {i}"))
+            label = [facet, intent, *roles, *[NONE] * (MOST - len(roles))]
+            texts = {"anchor": anchor, "positive": positive, "negative": negative, "question": question, "answer": answer, "labelled": text}
+            found.append({**texts, "label": label})
+        return found
+
+    def _mine(self) -> None:
+        o, every = self.options, list(range(len(self.documents)))
+        none = Neighbours([[] for _ in every], [[] for _ in every])
+        self.whole = self._near(every, [d.text for d in self.documents]) if o.pairs.get("neighbours", 0) > 0 else none
+        self.by_facet: list[dict[int, tuple[list[int], list[int]]]] = [{} for _ in every]  # of each document: facet → near, far
+        for facet in range(len(o.facets) if o.pairs.get("facets", 0) > 0 else 0):
+            mine = [n for n in every if facet in self.documents[n].roles]
+            found = self._near(mine, [" ".join(_of_role(self.documents[n], facet)) for n in mine])
+            for n, near, far in zip(mine, found.near, found.far):
+                if near:
+                    self.by_facet[n][facet] = ([mine[k] for k in near], [mine[k] for k in far])
+        self.fields: dict[str, list[int]] = {}
+        for n in every:
+            if name := self.documents[n].field:
+                self.fields.setdefault(name, []).append(n)
+
+    def _near(self, mine: Sequence[int], texts: Sequence[str]) -> Neighbours:
+        titles = [_letters(self.documents[n].title) or f" {n}" for n in mine]
+        return neighbours(
+            texts, np.unique(titles, return_inverse=True)[1] if titles else np.zeros(0, int), self.options.near, self.options.far, self.options.rank
+        )
+
+    def _pair_kinds(self, n: int) -> tuple[str, ...]:
+        d = self.documents[n]
+        can = {
+            "halves": len(d.sentences) > 1,
+            "title": bool(d.title.strip()) and bool(d.sentences),
+            "neighbours": bool(self.whole.near[n]),
+            "facets": bool(self.by_facet[n]),
+            "field": len(self.fields.get(d.field, ())) > 1,
+            "given": n in self.related,
+        }
+        return tuple(kind for kind in PAIRED if can[kind] and self.options.pairs.get(kind, 0) > 0)
+
+    def _pair(self, n: int, rng: random.Random) -> tuple[str, str, str, int]:
+        """Anchor, positive, hard negative or "", and the facet that they are alike in or -1."""
+        d, kinds = self.documents[n], self.anchors[n]
+        kind = rng.choices(kinds, [self.options.pairs[k] for k in kinds])[0]
+        if kind == "halves":
+            one = set(rng.sample(range(len(d.sentences)), len(d.sentences) // 2))
+            titles = (d.title, "") if rng.random() < 0.5 else ("", d.title)
+            first, second = (
+                behind(title, [s for k, s in enumerate(d.sentences) if (k in one) is side]) for title, side in zip(titles, (True, False))
+            )
+            return first, second, "", NONE
+        if kind == "title":
+            return d.title, behind("", d.sentences), "", NONE
+        facet, far = NONE, []
+        if kind == "neighbours":
+            near, far = self.whole.near[n], self.whole.far[n]
+        elif kind == "facets":
+            facet = rng.choice(sorted(self.by_facet[n]))
+            near, far = self.by_facet[n][facet]
+        else:
+            near = self.related[n] if kind == "given" else [k for k in self.fields[d.field] if k != n]
+        positive = self.documents[rng.choice(near)]
+        return d.text, positive.text, self.documents[rng.choice(far)].text if far else "", facet
+
+    def _question(self, walks: Mapping[str, Iterator[int]], rng: random.Random) -> tuple[str, str, int]:
+        """Question, answer, and the facet that is asked for or -1."""
+        if not walks:
+            return "", "", NONE
+        kind = rng.choices(list(walks), [self.options.questions[k] for k in walks])[0]
+        item = self.sources[kind][next(walks[kind])]
+        if kind == "given":
+            text, n = self.asked[item]
+            return text, self.documents[n].text, NONE
+        d = self.documents[item]
+        if kind == "aspects":
+            taken = set(rng.sample(range(len(d.sentences)), rng.randint(2, min(4, len(d.sentences) - 2))))
+            return (
+                behind("", [d.sentences[k] for k in sorted(taken)]),
+                behind(d.title, [s for k, s in enumerate(d.sentences) if k not in taken]),
+                NONE,
+            )
+        k = rng.choice(_askable(d))
+        words = content(d.sentences[k])
+        kept = sorted(rng.sample(range(len(words)), min(len(words), ASKED_WORDS)))
+        ways = self.options.templates.get(self.options.facets[d.roles[k]], ("{}",))
+        question = rng.choice(list(ways)).format(" ".join(words[w] for w in kept))
+        return question, behind(d.title, [*d.sentences[:k], *d.sentences[k + 1 :]]), d.roles[k]
+
+    @property
+    def _teacher_share(self) -> float:
+        return self.options.teacher_share if self.labelled else float(self.options.teacher_share > 0)
+
+    def _labelled(self, gold: Iterator[int], taught: Iterator[int], rng: random.Random) -> tuple[str, list[int]]:
+        """A text in which sentences end where they are known to, and their roles; the title has none."""
+        share = self._teacher_share if self.taught else 0.0
+        if rng.random() < share:
+            d = self.documents[self.taught[next(taught)]]
+        elif self.labelled:
+            d = self.labelled[next(gold)]
+        else:
+            return "", []
+        roles = [*([NONE] if d.title.strip() else []), *d.roles][:MOST]
+        return behind(d.title, d.sentences) + SENTENCE_END, roles
+
+
+def content(sentence: str) -> list[str]:
+    """The words of a sentence that say what it is about: lower case, no stop words, lone characters or numbers."""
+    words = WORD.findall(unicodedata.normalize("NFKC", sentence).lower())
+    return [word for word in words if len(word) > 1 and not word.isdigit() and word not in STOP_WORDS]
+
+
+def _askable(d: Document) -> list[int]:
+    return [k for k, role in enumerate(d.roles) if role != NONE and len(content(d.sentences[k])) >= FEWEST_WORDS]
+
+
+def _of_role(d: Document, facet: int) -> list[str]:
+    return [s for s, role in zip(d.sentences, d.roles) if role == facet]
+
+
+def _walk(size: int, seed: str) -> Iterator[int]:
+    """Places 0 … size − 1 in random order, again and again, in another order each time."""
+    passes = 0
+    while size:
+        order = list(range(size))
+        random.Random(f"{seed} {passes}").shuffle(order)
+        yield from order
+        passes += 1
+
+
+def _distinct(documents: Sequence[Document]) -> tuple[dict[str, int], list[Document]]:
+    """Documents with texts that differ in their letters, and the place of each id among them."""
+    place, kept, seen = {}, [], {}
+    for d in documents:
+        if d.id in place:
+            raise ValueError(f"two papers have the id {d.id!r}; give each paper an id of its own")
+        letters = _letters(" ".join(d.sentences)) or _letters(d.title)
+        if letters not in seen:
+            seen[letters] = len(kept)
+            kept.append(d)
+        place[d.id] = seen[letters]
+    return place, kept
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", text).casefold())
+
+
+def _known(name: str, place: Mapping[str, int], what: str) -> str:
+    if name not in place:
+        raise ValueError(f"{what} names the paper {name!r}, which is not among the {len(place)} given")
+    return name
