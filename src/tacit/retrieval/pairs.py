@@ -8,8 +8,8 @@ Pairs of papers, each a row's `anchor` and `positive`:
     field       two papers of one field of study, where fields are given                                 [inferred]
     given       pairs that the caller gives, citations say                                               [specification, 2.3 (C)]
 Questions, each with the paper that answers it:
-    cloze       the content words of one sentence behind words for its role; the answer lacks the sentence   [inverse cloze: Lee et al. 2019]
-    aspects     two to four sentences of one paper as they stand; the answer lacks them                      [inferred; after long, many-sided questions]
+    cloze       the content words of one sentence behind words for its role; the answer lacks the sentence   [Lee et al. 2019]
+    aspects     two to four sentences of one paper as they stand; the answer lacks them                      [inferred]
     given       questions that the caller gives: summaries, questions of abstracts                           [specification, section 7]
 Everything but `given` is made up from texts, and is no better a judge of relevance than that. No judgement of a benchmark is read anywhere here.
 """
