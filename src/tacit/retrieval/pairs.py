@@ -166,11 +166,8 @@ class Pairs:
         """
         found = []
         walks = {kind: _walk(len(items), f"{seed} {kind}") for kind, items in self.sources.items()}
-        anchors, gold, taught = (
-            _walk(len(self.starts), f"{seed} anchor"),
-            _walk(len(self.labelled), f"{seed} gold"),
-            _walk(len(self.taught), f"{seed} taught"),
-        )
+        starts = {"anchor": self.starts, "gold": self.labelled, "taught": self.taught}
+        anchors, gold, taught = (_walk(len(items), f"{seed} {name}") for name, items in starts.items())
         for i in range(n):
             anchor, positive, negative, facet = self._pair(self.starts[next(anchors)], random.Random(f"{seed} pair {i}"))
             question, answer, intent = self._question(walks, random.Random(f"{seed} question {i}"))
