@@ -455,6 +455,18 @@ def test_what_it_says_before_training(lab):
         {"probes": -1},
         {"explore": (0.1, 0.2, 10)},
         {"explore": (0.1, 0.02)},
+        {"explore": 0.1},
+        {"explore": ("a", "b", "c")},
+        {"without": "age"},
+        {"warmup": "x"},
+        {"probes": 1.5},
+        {"width": -1},
+        {"dropout": 1.0},
+        {"dropout": -0.1},
+        {"pool": 0},
+        {"epochs": 0},
+        {"w_e": "much"},
+        {"standardise": "maybe"},
     ],
 )
 def test_wrong_options_are_refused(options):

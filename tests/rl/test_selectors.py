@@ -148,7 +148,9 @@ def test_the_oracle_needs_true_values(lab):
         run(lab, rule="oracle", steps=1)
 
 
-@pytest.mark.parametrize("options", [{"rule": "best"}, {"mode": "both"}, {"share": 0.0}, {"count": 0.0}, {"rounds": 0}, {"stale": -1}])
+@pytest.mark.parametrize(
+    "options", [{"rule": "best"}, {"mode": "both"}, {"share": 0.0}, {"count": 0.0}, {"rounds": 0}, {"rounds": 2.5}, {"stale": -1}, {"share": "half"}]
+)
 def test_wrong_options_are_refused(options):
     with pytest.raises(ValueError, match=r"selector|replay buffer"):
         Selector(**options)

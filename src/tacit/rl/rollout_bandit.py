@@ -42,7 +42,7 @@ from tacit.rl.scheduler import (
     fit_seconds,
     row_mean,
 )
-from tacit.rl.selectors import TRUTH, Floats, Ints, Mode, Selector
+from tacit.rl.selectors import TRUTH, Floats, Ints, Mode, Selector, check_numbers
 
 if TYPE_CHECKING:
     from tacit.rl.agent import Agent
@@ -104,13 +104,18 @@ class CBS(Selector):
         check("confounded", confounded, ("keep", "drop"))
         check("ratios", ratios, ("stored", "fresh"))
         check("labels", labels, ("measured", "shuffled"))
+        if not isinstance(without, list | tuple):
+            raise ValueError(f"without of CBS must be a list of features, not {without!r}")
         for name in without:
             check("without", name, FEATURES)
-        if warmup < 1 or window < 1 or probes < 0 or len(explore) != 3 or explore[2] < 1 or not 0 <= explore[1] <= explore[0] <= 1:
-            raise ValueError(
-                "CBS needs warmup >= 1, window >= 1, probes >= 0 and explore as [first, last, rounds] with 1 >= first >= last >= 0, "
-                f"not {warmup}, {window}, {probes} and {list(explore)}"
-            )
+        check_numbers("CBS", warmup=(warmup, int, 1), window=(window, int, 1), probes=(probes, int, 0), width=(width, int, 0), pool=(pool, int, 1))
+        check_numbers("CBS", epochs=(epochs, int, 1), dropout=(dropout, float, 0))
+        check_numbers("CBS", **{name: (value, float, 0) for name, value in (("w_e", w_e), ("e_min", e_min)) if value is not None})
+        if dropout >= 1 or not isinstance(standardise, bool):
+            raise ValueError(f"CBS needs dropout below 1 and standardise true or false, not {dropout} and {standardise!r}")
+        numbers = isinstance(explore, list | tuple) and len(explore) == 3 and all(isinstance(x, int | float) for x in explore)
+        if not numbers or explore[2] < 1 or not 0 <= explore[1] <= explore[0] <= 1:
+            raise ValueError(f"explore of CBS must be [first, last, rounds] with 1 >= first >= last >= 0 and rounds >= 1, not {explore!r}")
         self.reward: Literal["raw", "shaped"] = reward
         self.warmup, self.exploring, self.without, self.confounded, self.ratios = warmup, explore, frozenset(without), confounded, ratios
         network = {"width": width, "dropout": dropout, "pool": pool, "epochs": epochs}

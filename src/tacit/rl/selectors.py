@@ -104,8 +104,11 @@ class Selector(Component):
             raise ValueError(f"rule of a selector must be one of {', '.join(RULES)}, not {rule!r}")
         if mode not in ("intra", "global", "nested"):
             raise ValueError(f"mode of a selector must be intra, global or nested, not {mode!r}")
-        if not (0 < share <= 1 and rounds >= 1 and count > 0):
-            raise ValueError(f"a selector needs 0 < share <= 1, rounds >= 1 and count > 0, not {share}, {rounds} and {count}")
+        check_numbers("a selector", share=(share, float, 0), rounds=(rounds, int, 1), count=(count, float, 0))
+        if stale is not None:
+            check_numbers("a selector", stale=(stale, int, 0))
+        if not (0 < share <= 1 and count > 0):
+            raise ValueError(f"a selector needs 0 < share <= 1 and count > 0, not {share} and {count}")
         self.rule, self.mode, self.share, self.count = rule, mode, share, count
         self.buffer = ReplayBuffer(rounds, stale)
         self.void = False  # the policy was rolled back: nothing of this step is trained on
@@ -190,6 +193,13 @@ class Selector(Component):
         """The rollouts of policies that are gone go too."""
         self.buffer.clear()
         self.void = True
+
+
+def check_numbers(owner: str, **wanted: tuple[Any, type[int] | type[float], float]) -> None:
+    """Of each name its value, whether it is whole (int) or not (float), and the least that it may be. Raises ValueError for another one."""
+    for name, (value, kind, least) in wanted.items():
+        if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float) or not value >= least:
+            raise ValueError(f"{name} of {owner} must be a {'whole ' * (kind is int)}number of at least {least}, not {value!r}")
 
 
 def truth_of(batch: RolloutBatch) -> Floats:
