@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import subprocess
@@ -68,6 +69,8 @@ CBS = PLAIN | {
     ],
 }
 PPO = PLAIN | {"steps": 20, "algorithm": {"advantage": "gae"}, "components": [{"name": "pipo", "options": {"window": 3}}]}
+# An untrained model never sorts: what it is paid for must be something that it does now and then, or no weight would move.
+REWARD = "def score(prompt, completion, answer):\n    return float(sum(map(ord, completion)) % 2)\n"
 SFT = PLAIN | {"kind": "sft", "batch_size": 8, "max_new_tokens": 6, "micro_batch_tokens": 40, "steps": 40}
 del SFT["sampling"]
 
@@ -117,10 +120,13 @@ def server():
 )
 def test_weights_are_those_of_an_uninterrupted_run(tmp_path, server, content, kills):
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(content | {"output": "set below"}))
+    (tmp_path / "mine.py").write_text(REWARD)
+    recipe.write_text(yaml.safe_dump(content | {"output": "set below", "reward": f"{tmp_path / 'mine.py'}:score"}))
     assert server.run(recipe, tmp_path / "alone") == 0
     whole = server.seconds
     expected = load_file(tmp_path / "alone" / "policy" / "model.safetensors")
+    norms = [json.loads(line).get("optimiser/grad_norm", 0.0) for line in (tmp_path / "alone" / "metrics.jsonl").read_text().splitlines()]
+    assert sum(norm > 0 for norm in norms) > content["steps"] // 2, "nothing was learnt, so equal weights say nothing"
 
     rng, killed, life = random.Random(0), 0, 0
     while killed < kills:
