@@ -1,48 +1,59 @@
-"""Which papers of a corpus are near one another by latent semantic analysis, and which are somewhat near: positives and hard negatives.
+"""Which papers of a corpus are near one another by their words, as a whole or by some of their sentences: where positives and hard negatives lie.
 
-Source: SciNCL (2202.06671), which takes both from bands of ranks among the neighbours of a paper, there in a space of citations. The ranks are those
-of the specification, section 2.8, for a small corpus.
+After SciNCL (2202.06671), which takes both from bands of ranks among the neighbours of a paper, there in a space of citations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tacit.retrieval.lexical import LSA, TfIdf
 
-Band = tuple[int, int]  # first and last rank, the nearest neighbour having rank 1
 BLOCK = 1024  # texts whose cosines with all others are held at once
 UNLIKE = 1e-6  # a cosine below which two texts share nothing
+Rankings = list[list[int]]  # for each text, places of others, nearest first
 
 
-@dataclass(frozen=True, slots=True)
-class Neighbours:
-    """For each text, places of those in the near band and in the far band, nearest first; a small corpus has fewer of either, or none."""
+def nearest(texts: Sequence[str], groups: NDArray[np.int64], depth: int, *, rank: int, exact: float) -> Rankings:
+    """The `depth` texts nearest to each; fewer where fewer have anything in common with it. Equals by place.
 
-    near: list[list[int]]
-    far: list[list[int]]
+    Nearness is `exact` · cosine of TF-IDF + (1 − `exact`) · cosine in LSA of `rank` dimensions. Texts of one group (N,) are not each other's.
+    """
+    found, depth = [], min(depth, len(texts))
+    for start, cosines in _cosines(texts, rank, exact):
+        cosines[groups[start : start + BLOCK, None] == groups[None, :]] = 0
+        best = np.sort(np.argpartition(-cosines, depth - 1, axis=1)[:, :depth], axis=1)
+        found += [_falling(places, row[places]) for places, row in zip(best, cosines)]
+    return found or [[] for _ in texts]
 
 
-def neighbours(texts: Sequence[str], groups: NDArray[np.int64], near: Band, far: Band, rank: int) -> Neighbours:
-    """Of `texts`, by cosine in LSA, equals by place. Texts of one group (N,) are no neighbours of one another and take no rank."""
+def reordered(texts: Sequence[str], rankings: Rankings, *, rank: int, exact: float) -> Rankings:
+    """Rankings by the nearness of other texts of the same papers; who shares nothing with them, or has no text here, leaves the ranking."""
+    found = []
+    for start, cosines in _cosines(texts, rank, exact):
+        places = [np.sort(np.array(ranking, int)) for ranking in rankings[start : start + BLOCK]]
+        found += [_falling(mine, row[mine]) for mine, row in zip(places, cosines)]
+    return found or [[] for _ in texts]
+
+
+def _falling(places: NDArray[np.int64], cosines: NDArray[np.float32]) -> list[int]:
+    order = np.argsort(-cosines, kind="stable")
+    return places[order[: int((cosines > UNLIKE).sum())]].tolist()
+
+
+def _cosines(texts: Sequence[str], rank: int, exact: float) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """First row and cosines (rows, N) of one block of texts with all of them, block by block; none where texts have not two words."""
+    from scipy.sparse import csr_matrix
+
     space = TfIdf(texts)
     if len(texts) < 2 or len(space.idf) < 2:
-        return Neighbours([[] for _ in texts], [[] for _ in texts])
+        return
     vectors = LSA(space, rank).documents.astype(np.float32)
-    found = Neighbours([], [])
-    deepest = min(max(near[1], far[1]), len(texts))
+    words = csr_matrix(space.documents, dtype=np.float32)
+    columns = csr_matrix(words.T)
     for start in range(0, len(texts), BLOCK):
-        cosines = vectors[start : start + BLOCK] @ vectors.T
-        cosines[groups[start : start + BLOCK, None] == groups[None, :]] = -np.inf
-        best = np.sort(np.argpartition(-cosines, deepest - 1, axis=1)[:, :deepest], axis=1)
-        values = np.take_along_axis(cosines, best, axis=1)
-        order = np.argsort(-values, axis=1, kind="stable")
-        for places, cosine in zip(np.take_along_axis(best, order, 1).tolist(), np.take_along_axis(values, order, 1)):
-            count = int((cosine > UNLIKE).sum())
-            found.near.append(places[near[0] - 1 : min(near[1], count)])
-            found.far.append(places[far[0] - 1 : min(far[1], count)])
-    return found
+        rows = slice(start, start + BLOCK)
+        yield start, (1 - exact) * (vectors[rows] @ vectors.T) + exact * (words[rows] @ columns).toarray()

@@ -3,8 +3,9 @@
 Pairs of papers, each a row's `anchor` and `positive`:
     halves      two halves of one abstract, drawn sentence by sentence; the title goes with either       [inferred; Izacard et al. 2022, cropping]
     title       a title and its abstract                                                                 [inferred]
-    neighbours  a paper and one of its nearest by LSA; a farther one is the hard `negative`              [after SciNCL, 2202.06671]
-    facets      the same by the sentences of one role alone; the pair counts for that facet              [inferred; after FLeW's three graphs]
+    neighbours  a paper and one of its nearest by words; a farther one is the hard `negative`            [after SciNCL, 2202.06671]
+    facets      a paper and those of its 100 nearest that are nearest by the sentences of one role;      [inferred; after FLeW's three graphs]
+                negatives are near as a whole, but not in these; the pair counts for that facet
     field       two papers of one field of study, where fields are given                                 [inferred]
     given       pairs that the caller gives, citations say                                               [specification, 2.3 (C)]
 Questions, each with the paper that answers it:
@@ -27,12 +28,13 @@ import numpy as np
 
 from tacit.retrieval.benchmarks import FACETS
 from tacit.retrieval.lexical import STOP_WORDS, WORD
-from tacit.retrieval.neighbours import Band, Neighbours, neighbours
+from tacit.retrieval.neighbours import Rankings, nearest, reordered
 from tacit.retrieval.papers import Paper
 from tacit.retrieval.roles import NONE, Roles, Teacher, roles_of
 from tacit.retrieval.sentences import SENTENCE_END, behind, sentences
 
 MOST = 24  # sentences of a labelled text that can have a role
+Band = tuple[int, int]  # first and last rank among neighbours, of which the nearest has rank 1
 FEWEST_WORDS = 4  # of a sentence that can be asked for
 ASKED_WORDS = 12  # content words of a question at most
 PAIRED, ASKED = ("halves", "title", "neighbours", "facets", "field", "given"), ("cloze", "aspects", "given")
@@ -88,8 +90,10 @@ def with_roles(documents: Sequence[Document], teacher: Teacher, least: float = 0
 class PairOptions:
     """Shares of the kinds; of a paper, those kinds count that it can give. Defaults are ours, as is all that is not named otherwise above.
 
-    `near` and `far`: ranks of positives and hard negatives. `rank`: dimensions of LSA. `teacher_share`: of the labelled texts, those whose labels
-    are the teacher's. `templates`: ways to ask for a sentence of a facet, with {} for its words.
+    `near` and `far`: ranks of positives and hard negatives, those of the specification, 2.8. `depth`: neighbours as a whole among which facets look
+    for theirs. `rank`: dimensions of LSA; `exact`: weight of TF-IDF beside it, which finds the cited papers of SPECTER's held-out triplets best at
+    0.7 (MRR .64; .62 alone, LSA alone .47). `teacher_share`: of the labelled texts, those whose labels are the
+    teacher's. `templates`: ways to ask for a sentence of a facet, with {} for its words.
     """
 
     pairs: Mapping[str, float] = field(
@@ -98,7 +102,9 @@ class PairOptions:
     questions: Mapping[str, float] = field(default_factory=lambda: {"cloze": 0.4, "aspects": 0.2, "given": 0.4})
     near: Band = (1, 5)
     far: Band = (30, 60)
+    depth: int = 100
     rank: int = 100
+    exact: float = 0.7
     teacher_share: float = 0.5
     facets: tuple[str, ...] = FACETS
     templates: Mapping[str, Sequence[str]] = field(default_factory=lambda: TEMPLATES)
@@ -161,8 +167,8 @@ class Pairs:
     def rows(self, n: int, seed: int = 0) -> list[dict[str, Any]]:
         """n rows with the columns of `FacetLoss`: anchor, positive, negative ("": none), question, answer, labelled, label.
 
-        A paper is anchor once in a pass over the papers. Fewer rows are the first of more; pairs, questions and labelled texts are drawn apart, so that
-        a corpus without questions has the same pairs.
+        A paper is anchor once in a pass over the papers. Fewer rows are the first of more; pairs, questions and labelled texts are drawn apart, so
+        that a corpus without questions has the same pairs.
         """
         found = []
         walks = {kind: _walk(len(items), f"{seed} {kind}") for kind, items in self.sources.items()}
@@ -179,32 +185,29 @@ class Pairs:
 
     def _mine(self) -> None:
         o, every = self.options, list(range(len(self.documents)))
-        none = Neighbours([[] for _ in every], [[] for _ in every])
-        self.whole = self._near(every, [d.text for d in self.documents]) if o.pairs.get("neighbours", 0) > 0 else none
-        self.by_facet: list[dict[int, tuple[list[int], list[int]]]] = [{} for _ in every]  # of each document: facet → near, far
-        for facet in range(len(o.facets) if o.pairs.get("facets", 0) > 0 else 0):
-            mine = [n for n in every if facet in self.documents[n].roles]
-            found = self._near(mine, [" ".join(_of_role(self.documents[n], facet)) for n in mine])
-            for n, near, far in zip(mine, found.near, found.far):
-                if near:
-                    self.by_facet[n][facet] = ([mine[k] for k in near], [mine[k] for k in far])
+        how: dict[str, Any] = {"rank": o.rank, "exact": o.exact}
+        by_facet, by_words = o.pairs.get("facets", 0) > 0, o.pairs.get("neighbours", 0) > 0
+        titles = [_letters(d.title) or f" {n}" for n, d in enumerate(self.documents)]  # equal titles: versions of one paper
+        groups = np.unique(titles, return_inverse=True)[1] if titles else np.zeros(0, int)
+        depth = max(o.near[1], o.far[1], o.depth if by_facet else 0)
+        self.whole: Rankings = nearest([d.text for d in self.documents], groups, depth, **how) if by_facet or by_words else [[] for _ in every]
+        self.by_facet: list[dict[int, list[int]]] = [{} for _ in every]  # of each document: facet → neighbours
+        for facet in range(len(o.facets) if by_facet else 0):
+            told = [" ".join(s for s, role in zip(d.sentences, d.roles) if role == facet) for d in self.documents]
+            for n, ranking in enumerate(reordered(told, self.whole, **how)):
+                if _band(ranking, o.near):
+                    self.by_facet[n][facet] = ranking
         self.fields: dict[str, list[int]] = {}
-        for n in every:
-            if name := self.documents[n].field:
-                self.fields.setdefault(name, []).append(n)
-
-    def _near(self, mine: Sequence[int], texts: Sequence[str]) -> Neighbours:
-        titles = [_letters(self.documents[n].title) or f" {n}" for n in mine]
-        return neighbours(
-            texts, np.unique(titles, return_inverse=True)[1] if titles else np.zeros(0, int), self.options.near, self.options.far, self.options.rank
-        )
+        for n, d in enumerate(self.documents):
+            if d.field:
+                self.fields.setdefault(d.field, []).append(n)
 
     def _pair_kinds(self, n: int) -> tuple[str, ...]:
         d = self.documents[n]
         can = {
             "halves": len(d.sentences) > 1,
             "title": bool(d.title.strip()) and bool(d.sentences),
-            "neighbours": bool(self.whole.near[n]),
+            "neighbours": bool(_band(self.whole[n], self.options.near)),
             "facets": bool(self.by_facet[n]),
             "field": len(self.fields.get(d.field, ())) > 1,
             "given": n in self.related,
@@ -224,13 +227,14 @@ class Pairs:
             return first, second, "", NONE
         if kind == "title":
             return d.title, behind("", d.sentences), "", NONE
-        facet, far = NONE, []
+        facet, ranking = NONE, []
         if kind == "neighbours":
-            near, far = self.whole.near[n], self.whole.far[n]
+            ranking = self.whole[n]
         elif kind == "facets":
             facet = rng.choice(sorted(self.by_facet[n]))
-            near, far = self.by_facet[n][facet]
-        else:
+            ranking = self.by_facet[n][facet]
+        near, far = _band(ranking, self.options.near), _band(ranking, self.options.far)
+        if kind in ("field", "given"):
             near = self.related[n] if kind == "given" else [k for k in self.fields[d.field] if k != n]
         positive = self.documents[rng.choice(near)]
         return d.text, positive.text, self.documents[rng.choice(far)].text if far else "", facet
@@ -286,8 +290,8 @@ def _askable(d: Document) -> list[int]:
     return [k for k, role in enumerate(d.roles) if role != NONE and len(content(d.sentences[k])) >= FEWEST_WORDS]
 
 
-def _of_role(d: Document, facet: int) -> list[str]:
-    return [s for s, role in zip(d.sentences, d.roles) if role == facet]
+def _band(ranking: list[int], band: Band) -> list[int]:
+    return ranking[band[0] - 1 : band[1]]
 
 
 def _walk(size: int, seed: str) -> Iterator[int]:
