@@ -65,26 +65,32 @@ def train(
         int | None, typer.Option(metavar="N", help="Learn from step N of the run again, from its dump, and compare. Writes nothing.")
     ] = None,
 ) -> None:
-    """Run a training job: reinforcement learning (kind: rl) or supervised fine-tuning (kind: sft)."""
+    """Run a training job: reinforcement learning (kind: rl), supervised fine-tuning (sft, wmss), or an encoder of papers (retrieval)."""
     with errors_in_one_sentence():
-        from tacit.config import load
+        from tacit.config import RetrievalConfig, load, load_job
 
-        config = load(recipe, overrides or [])
         if replay_step is not None:
             from tacit import replay
 
+            config = load(recipe, overrides or [])
             for line in replay.lines(replay.replay(config, replay_step)):
                 print(line)
             return
+        config = load_job(recipe, overrides or [])
         reporter = make_reporter()
         try:
             from tacit.processes import companions
 
             flags = [flag for flag, given in {"--resume": resume, "--dry-run": dry_run}.items() if given]
             with companions(config.runtime.processes, ["train", str(recipe), *(overrides or []), *flags]):
-                from tacit.job import run
+                if isinstance(config, RetrievalConfig):
+                    from tacit.retrieval.job import run as train_encoder
 
-                run(config, resume=resume, dry_run=dry_run, reporter=reporter)
+                    train_encoder(config, resume=resume, dry_run=dry_run, reporter=reporter)
+                else:
+                    from tacit.job import run
+
+                    run(config, resume=resume, dry_run=dry_run, reporter=reporter)
                 reporter.close()
                 if not dry_run and is_first_rank():
                     tell_outcome(Path(config.output))  # while the other processes end

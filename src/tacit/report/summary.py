@@ -11,7 +11,12 @@ from tacit.report.arms import Arm, arms, over_seeds
 from tacit.report.runs import Run, finite
 from tacit.report.verdict import Estimate, baselines, is_fraction, shower, verdict
 
-KINDS = {"rl": "reinforcement learning", "sft": "supervised fine-tuning", "wmss": "supervised fine-tuning with a weak past self"}
+KINDS = {
+    "rl": "reinforcement learning",
+    "sft": "supervised fine-tuning",
+    "wmss": "supervised fine-tuning with a weak past self",
+    "retrieval": "an encoder of papers",
+}
 
 
 def header(runs: Sequence[Run]) -> str:
