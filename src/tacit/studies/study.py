@@ -14,7 +14,7 @@ PRESETS = ("tiny", "smoke", "core", "full", "calibrate")
 REPORTED, CALIBRATION = 0, 1000  # first seeds: nothing is tuned on the reported ones
 MINUTE = 60.0
 LIMITS = {"tiny": 5.0, "smoke": 90.0, "core": 60 * MINUTE, "full": float("inf"), "calibrate": 60 * MINUTE}  # seconds on two cores
-NAMES = ("cbs", "combine", "grpo", "pipo", "preroute", "stability", "wmss")  # of the modules beside this one that hold a `STUDY`
+NAMES = ("cbs", "combine", "grpo", "pipo", "preroute", "stability", "unifar", "wmss")  # of the modules beside this one that hold a `STUDY`
 
 Expected = Literal["a > b", "a < b", "a = b"]
 Unit = Literal["seed", "document", "user", "query"]
