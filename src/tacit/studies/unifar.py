@@ -32,17 +32,17 @@ WORDS: Settings = {
     "base": {"layers": 0, "hidden": 256, "vocabulary": 20_000, "length": 256},
     "model": {"whole": 0.6, "pooled": "mean", "kinds": True, "intent_temperature": 1.0},
     "loss": {"temperature": 0.1, "roles": 0.5},
-    "training": {"learning_rate": 2e-3, "head_learning_rate": 1e-2},
-    "steps": 300,
+    "training": {"learning_rate": 1e-3, "head_learning_rate": 1e-2, "batch_size": 32},
+    "steps": 100,
     "rows": 9_600,
 }
 TRANSFORMER: Settings = {
     **WORDS,
-    "base": {"layers": 2, "hidden": 256, "heads": 4, "vocabulary": 20_000, "length": 128},
-    "training": {"learning_rate": 1e-3, "head_learning_rate": 1e-2},
-    "steps": 200,
+    "base": {"layers": 2, "hidden": 128, "heads": 4, "vocabulary": 20_000, "length": 96},
+    "training": {"learning_rate": 1e-3, "head_learning_rate": 1e-2, "batch_size": 16},
+    "steps": 60,
 }
-HYBRID: Settings = {"hybrid": True, "partner": {"csfcube": TFIDF, "dorismae": TFIDF}, "weight": {"csfcube": 0.5, "dorismae": 0.5}}
+HYBRID: Settings = {"hybrid": True, "partner": {"csfcube": TFIDF, "dorismae": COUNTED}, "weight": {"csfcube": 0.5, "dorismae": 0.5}}
 
 ABLATIONS: dict[str, Mapping[str, Mapping[str, Any]]] = {  # what differs from "full"
     "full": {},
@@ -257,8 +257,13 @@ def plan(preset: str) -> Plan:
 def candidates() -> list[Arm]:
     """Settings that are tried on the held-out sets alone."""
     told = {"data": "public", "sets": False}
-    tried: dict[str, Mapping[str, Mapping[str, Any]]] = {"chosen": {}}
-    found = [Arm("untrained", told | WORDS), Arm("untrained transformer", told | TRANSFORMER)]
+    tried: dict[str, Mapping[str, Mapping[str, Any]]] = {
+        "chosen": {},
+        "temperature 0.05": {"loss": {"temperature": 0.05}},
+        "learning rate 2e-3": {"training": {"learning_rate": 2e-3}},
+        "learning rate 5e-3": {"training": {"learning_rate": 5e-3}},
+    }
+    found = [Arm("untrained", told | WORDS, cost=2.0), Arm("untrained transformer", told | TRANSFORMER, cost=2.0)]
     found += [Arm(name, told | changed(WORDS, change), after="untrained", cost=3.0) for name, change in tried.items()]
     return [*found, Arm("transformer", told | TRANSFORMER, after="untrained transformer", cost=4.0)]
 
