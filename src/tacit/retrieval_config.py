@@ -80,6 +80,25 @@ class FacetLossConfig(Strict):
         return self
 
 
+class MixtureConfig(Strict):
+    """Shares of the kinds of pairs, of questions, and of labelled texts; 0 leaves one out, and what a corpus cannot give is passed over."""
+
+    halves: float = Field(default=0.2, ge=0, description="pairs: two halves of one abstract")
+    title: float = Field(default=0.15, ge=0, description="pairs: a title and its abstract")
+    neighbours: float = Field(default=0.3, ge=0, description="pairs: a paper and one of its five nearest by LSA")
+    facets: float = Field(default=0.35, ge=0, description="pairs: the same by the sentences of one facet, alike in that facet")
+    cloze: float = Field(default=0.4, ge=0, description="questions: the words of a sentence of one facet, taken out of its paper")
+    aspects: float = Field(default=0.2, ge=0, description="questions: two to four sentences, taken out of their paper")
+    given: float = Field(default=0.4, ge=0, description="questions: those of `questions`, or of the scientific sets")
+    taught: float = Field(default=0.5, ge=0, le=1, description="labelled texts whose labels are those of a teacher that learnt from `roles`")
+
+    @model_validator(mode="after")
+    def _some_pairs(self) -> MixtureConfig:
+        if not (self.halves or self.title or self.neighbours or self.facets):
+            raise ValueError("mixture leaves no kind of pair: give halves, title, neighbours or facets a share")
+        return self
+
+
 class HeldoutConfig(Strict):
     """What is held out to choose by, never learnt from."""
 
@@ -103,6 +122,7 @@ class RetrievalConfig(Strict):
         default=None, description="JSON lines of `sentences` and their `labels`; default: csabstruct/train.jsonl.gz below TACIT_DATA, if there"
     )
     questions: list[str] = Field(default_factory=list, description="JSON lines of a `question` and the `id` of its paper, or its `answer`")
+    mixture: MixtureConfig = MixtureConfig()
     base: BaseConfig = BaseConfig(small=SmallConfig())
     model: FacetConfig = FacetConfig()
     loss: FacetLossConfig = FacetLossConfig()

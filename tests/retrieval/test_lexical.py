@@ -63,6 +63,26 @@ def test_lsa_of_full_rank_is_tfidf_between_documents():
         LSA(TfIdf(["cats sleep"]))
 
 
+@pytest.mark.parametrize("turned", [False, True])  # more words than documents, and the other way round
+def test_lsa_of_a_large_corpus_is_found_another_way_and_is_the_same(monkeypatch, turned):
+    rng = np.random.default_rng(0)
+    words = [f"word{chr(97 + i)}" for i in range(12 if turned else 26)]
+    space = TfIdf([" ".join(rng.choice(words, 6)) for _ in range(40 if turned else 15)])
+    whole = LSA(space, 5)
+    monkeypatch.setattr("tacit.retrieval.lexical.SOLVED_WHOLE", 0)
+    large = LSA(space, 5)
+    assert whole.basis.shape == large.basis.shape == (len(space.idf), 5)
+    assert whole.documents @ whole.documents.T == pytest.approx(large.documents @ large.documents.T, abs=1e-9)
+
+
+def test_lsa_of_texts_that_repeat_one_another_is_the_same_every_time():
+    """ARPACK starts anew at random where documents depend on one another; and there are but two directions here."""
+    space = TfIdf(["cats sleep", "graph theory"] * 8)
+    first, second = LSA(space, 10), LSA(space, 10)
+    assert first.basis.shape == (4, 2) and np.array_equal(first.basis, second.basis)
+    assert first.documents @ first.documents[0] == pytest.approx([1.0, 0.0] * 8)
+
+
 def test_bm25_by_hand():
     """N = 3, lengths 3, 1, 2, mean 2; df(dogs) = 1, df(cats) = 2; k1 1.2, b 0.75."""
     bm25 = BM25([["cats", "cats", "dogs"], ["cats"], ["sleep", "well"]])

@@ -20,7 +20,7 @@ from tacit.retrieval import small
 from tacit.retrieval.benchmarks import FACETS, Benchmark
 from tacit.retrieval.dense import WORDS_PER_TOKEN
 from tacit.retrieval.dev import PUBLIC, known_items
-from tacit.retrieval.pairs import TEMPLATES, Document, Pairs, content, of_labelled, with_roles
+from tacit.retrieval.pairs import TEMPLATES, Document, PairOptions, Pairs, content, of_labelled, with_roles
 from tacit.retrieval.papers import gather
 from tacit.retrieval.roles import Teacher
 from tacit.retrieval.scientific import scientific
@@ -31,6 +31,7 @@ from tacit.tasks.data import DataError, data_root, read_jsonl, text_field
 ROLES = "csabstruct/train.jsonl.gz"  # below TACIT_DATA
 FEWEST, SHARE = 10, 5  # papers of a corpus; one in so many is held out at most
 PASSAGES = 8  # of a long paper, from its beginning: no paper outweighs the others
+FIELD = 0.02  # share of pairs of one field of study, which the scientific sets know for a few papers
 MOST_ROWS = 64_000  # that are made; a longer training goes over them again
 MOST_TOLD = 5  # papers left out that are named
 
@@ -76,7 +77,7 @@ def prepare(config: RetrievalConfig, scratch: Path, reporter: Reporter, most: in
     held = held_out(list(papers), config)
     learnt = [document for name, documents in papers.items() if name not in held for document in documents]
     asked = [question for question in found.questions if question[1] not in held]
-    pairs = Pairs(learnt, questions=asked, labelled=of_labelled(found.labelled))
+    pairs = Pairs(learnt, questions=asked, labelled=of_labelled(found.labelled), options=pair_options(config))
     rows = pairs.rows(min(config.steps * config.batch_size, MOST_ROWS), config.seed)
     sets = own_sets([papers[name][0] for name in held], found.questions, config.seed) + [PUBLIC[name]() for name in config.evaluation.sets]
 
@@ -181,6 +182,14 @@ def taught(found: Read) -> Papers:
     every = with_roles([document for documents in found.papers.values() for document in documents], Teacher.fit(found.labelled))
     told = {document.id: document for document in every}
     return {name: [told[document.id] for document in documents] for name, documents in found.papers.items()}
+
+
+def pair_options(config: RetrievalConfig) -> PairOptions:
+    shares = config.mixture.model_dump()
+    pairs, questions = (
+        {kind: shares[kind] for kind in kinds} for kinds in (("halves", "title", "neighbours", "facets"), ("cloze", "aspects", "given"))
+    )
+    return PairOptions(pairs=pairs | {"field": FIELD}, questions=questions, teacher_share=config.mixture.taught)
 
 
 def held_out(names: Sequence[str], config: RetrievalConfig) -> list[str]:

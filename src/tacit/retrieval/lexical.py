@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 FREQUENCY = "frequency.npy"
+SOLVED_WHOLE, NOUGHT = 1024, 1e-9  # documents or words of which LSA is solved whole; a share of the largest value that is none
 STEM = 8  # characters kept of a word: a stemmer that knows no language
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # Thai … Khmer, kana, Han: no spaces
 MARKS = "".join(c for c in map(chr, range(0x300, 0x10000)) if unicodedata.category(c)[0] == "M")  # vowel signs are no letters to Python's \\w
@@ -81,14 +82,12 @@ class LSA:
     """Cosine in the space of the largest singular vectors of TF-IDF. Source: Deerwester et al. (1990)."""
 
     def __init__(self, tfidf: TfIdf, rank: int = 200):
-        from scipy.sparse.linalg import svds
-
         words, documents = len(tfidf.idf), tfidf.size
         self.tfidf = tfidf
         rank = min(rank, words - 1, documents - 1)
         if rank < 1:
             raise ValueError(f"LSA needs at least two documents and two words, not {documents} and {words}")
-        self.basis = np.asarray(svds(tfidf.documents, k=rank, rng=np.random.default_rng(0))[2]).T  # (vocabulary, rank)
+        self.basis = _right_vectors(tfidf.documents, rank)  # (vocabulary, rank)
         self.documents = self.vectors_of(tfidf.documents)
 
     def vectors_of(self, weighed: csr_matrix) -> NDArray[np.float64]:
@@ -98,6 +97,24 @@ class LSA:
 
     def scores(self, query: str) -> NDArray[np.float64]:
         return self.documents @ self.vectors_of(self.tfidf.vectors([query]))[0]
+
+
+def _right_vectors(matrix: csr_matrix, rank: int) -> NDArray[np.float64]:
+    """Right singular vectors (columns, rank) of the largest singular values, fewer where the others are 0.
+
+    Few rows or columns are solved whole: ARPACK starts anew at random where they depend on one another, and no seed of svds reaches that.
+    """
+    from scipy.sparse.linalg import svds
+
+    if min(matrix.shape) > SOLVED_WHOLE:
+        found: Any = svds(matrix, k=rank, rng=np.random.default_rng(0))
+        _, values, right = found
+        return right[values > NOUGHT * values.max()].T
+    wide = matrix.shape[0] <= matrix.shape[1]
+    squares, vectors = np.linalg.eigh((matrix @ matrix.T if wide else matrix.T @ matrix).toarray())
+    kept = squares[-rank:] > NOUGHT * squares.max()
+    vectors = vectors[:, -rank:][:, kept]
+    return matrix.T @ vectors / np.sqrt(squares[-rank:][kept]) if wide else vectors
 
 
 class BM25:

@@ -60,6 +60,8 @@ class Document:
             raise ValueError(
                 f"the paper {self.id!r} has {len(self.sentences)} sentences and {len(self.roles)} roles; give each sentence one, or none"
             )
+        if not all(s.strip() for s in self.sentences):
+            raise ValueError(f"a sentence of the paper {self.id!r} is empty; leave it out, with its role")
 
     @property
     def text(self) -> str:
@@ -310,7 +312,7 @@ def _distinct(documents: Sequence[Document]) -> tuple[dict[str, int], list[Docum
     for d in documents:
         if d.id in place:
             raise ValueError(f"two papers have the id {d.id!r}; give each paper an id of its own")
-        letters = _letters(" ".join(d.sentences)) or _letters(d.title)
+        letters = _letters(" ".join(d.sentences)) or _letters(d.title) or d.text
         if letters not in seen:
             seen[letters] = len(kept)
             kept.append(d)

@@ -89,10 +89,14 @@ def fit(
 
 
 def start(prepared: Prepared, options: Options, seed: int) -> SentenceTransformer:
-    """The model before training."""
+    """The model before training. Raises ValueError where no encoder can be loaded from the base."""
     seed_everything(seed)
-    with quiet():
-        model = build(prepared.base, weights=prepared.weights, device=options.device, **options.model)
+    try:
+        with quiet():
+            model = build(prepared.base, weights=prepared.weights, device=options.device, **options.model)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"no encoder could be built on {str(prepared.base)!r}: {reason}") from None
     if options.centroids and options.loss.roles and (found := centroids(model, prepared.rows)) is not None:
         pooling_of(model).start(centroids=found)
     return model.eval()
@@ -183,9 +187,10 @@ def dataset(rows: Sequence[Row], options: Options, steps: int, seed: int) -> Dat
 
 @torch.no_grad()
 def centroids(model: SentenceTransformer, rows: Sequence[Row]) -> Tensor | None:
-    """The mean vector (K, d) of the labelled sentences of each facet, less the mean of them all: what tells the facets apart, not what they share.
+    """The mean vector (K, d) of the labelled sentences of each facet, less what they share: the mean of all, and its direction. None where a facet
+    has no labelled sentence.
 
-    None where a facet has no labelled sentence.
+    Plain means, as the specification has them, are nearly one: every sentence would seem to be of the same facet.
     """
     pooling, chosen = pooling_of(model), [row for row in rows if row["labelled"]][:CENTRED]
     sums, counts = torch.zeros(len(pooling.facets), pooling.dim), torch.zeros(len(pooling.facets))
@@ -203,7 +208,9 @@ def centroids(model: SentenceTransformer, rows: Sequence[Row]) -> Tensor | None:
         counts += torch.bincount(roles[labelled], minlength=len(counts))
     if not counts.all():
         return None
-    return sums / counts[:, None] - sums.sum(0) / counts.sum()
+    mean = sums.sum(0) / counts.sum()
+    apart, shared = sums / counts[:, None] - mean, f.unit(mean)
+    return apart - (apart @ shared)[:, None] * shared
 
 
 class Plain(SentenceTransformerTrainer):
