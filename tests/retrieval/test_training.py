@@ -1,0 +1,375 @@
+"""Training an encoder as a command: what it leaves, what resumes, what a dry run does, and the sentences for what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+from typer.testing import CliRunner
+
+from tacit.cli import app
+from tacit.config import ConfigError, RetrievalConfig, load, load_job
+from tacit.core.progress import SilentReporter
+from tacit.report import verdicts, write_report
+from tacit.retrieval import job, training
+from tacit.retrieval.dev import Measured, known_items, measure
+from tacit.retrieval.encoder import Encoder
+from tacit.retrieval.job import run
+from tacit.retrieval.modules import load as load_model
+from tacit.retrieval.modules import pooling_of
+from tacit.retrieval.sentences import SENTENCE_END
+from tacit.retrieval.training import Options, Prepared, dataset, fit, last_checkpoint, renamed
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+FACETS = ("background", "method", "result")
+STARTS = {"background": "little is known about the", "method": "we propose to use", "result": "experiments show that the"}
+SMALL = "base: {small: {hidden: 16, vocabulary: 300, length: 64}}\nsteps: 6\nbatch_size: 8\ncheckpoint: {every: 2}\nevaluation: {documents: 8}\n"
+RECIPE = f"kind: retrieval\noutput: run\ncorpus: [papers]\nroles: [roles.jsonl]\n{SMALL}"
+
+
+def word(n: int) -> str:
+    return "".join("bdfgklmnprst"[n // 12**k % 12] + "aeiou"[n // 5**k % 5] for k in range(3))
+
+
+@pytest.fixture(autouse=True)
+def papers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """40 papers, each of one of eight subjects with words of its own; and 12 texts with labelled sentences. No data set is near."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TACIT_DATA", str(tmp_path / "nowhere"))
+    rng = random.Random(0)
+    subjects = [[word(20 * s + k) for k in range(12)] for s in range(8)]
+    Path("papers").mkdir()
+
+    def text(subject: list[str]) -> list[str]:
+        return [f"{STARTS[facet].capitalize()} {' '.join(rng.sample(subject, 5))}." for facet in FACETS]
+
+    for n in range(40):
+        subject = subjects[n % 8]
+        Path(f"papers/{n:02d}.md").write_text(f"# On {' '.join(rng.sample(subject, 3))}\n\n{' '.join(text(subject))}\n")
+    lines = [{"sentences": text(subjects[n % 8]), "labels": list(FACETS)} for n in range(12)]
+    Path("roles.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    Path("r.yaml").write_text(RECIPE)
+
+
+def config(*overrides: str, text: str | None = None) -> RetrievalConfig:
+    if text is not None:
+        Path("r.yaml").write_text(text)
+    found = load_job("r.yaml", overrides)
+    assert isinstance(found, RetrievalConfig)
+    return found
+
+
+class Recorder(SilentReporter):
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.told.append(text)
+
+    def warning(self, text: str) -> None:
+        self.told.append(f"warning: {text}")
+
+    def step(self, index: int, metrics: Any) -> None:
+        self.on_step(index, metrics)
+
+    def on_step(self, index: int, metrics: Any) -> None: ...
+
+
+def metrics(folder: str) -> list[dict[str, float]]:
+    return [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(folder: str) -> dict[str, torch.Tensor]:
+    return load_model(f"{folder}/model", "cpu").state_dict()
+
+
+def same(first: str, second: str) -> bool:
+    a, b = weights(first), weights(second)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# --- what a run leaves ---
+
+
+def test_a_run_leaves_a_model_that_searches_its_numbers_and_a_report() -> None:
+    outcome = run(config("steps=40", "checkpoint.every=10"))
+    result = outcome.result
+    assert outcome.folder == Path("run") and json.loads(Path("run/result.json").read_text())["steps"] == 40
+    assert result["papers"] == 32 and result["held_out_papers"] == 8 and result["labelled_texts"] == 12
+    assert result["queries"] == 16 and set(result["baselines"]) == {"TF-IDF", "BM25"}
+    assert result["step"] in (10, 20, 30, 40)
+    assert load_job("run/config.yaml").model_dump() == config("steps=40", "checkpoint.every=10").model_dump()
+
+    lines = metrics("run")
+    steps = [line["step"] for line in lines]
+    assert steps[0] == 0 and [s for s, line in zip(steps, lines) if "loss/train" in line] == list(range(1, 41))
+    held = {line["step"]: line["eval/map"] for line in lines if "eval/map" in line}
+    assert set(held) == {0, 10, 20, 30, 40}
+    best = {step: value for step, value in held.items() if step}
+    assert result["measured"]["map"] == pytest.approx(max(best.values())) == pytest.approx(best[result["step"]])
+    assert result["before"]["mean"] == pytest.approx(held[0])
+    terms = ("pairs", "question", "intent", "roles", "orthogonality")
+    assert lines[1]["loss/train"] == pytest.approx(sum(lines[1][f"loss/{term}"] for term in terms), abs=3e-4)
+    roles = [line["loss/roles"] for line in lines if "loss/roles" in line]
+    assert np.mean(roles[-10:]) < np.mean(roles[:10])
+
+    again = SentenceTransformer("run/model", trust_remote_code=True, device="cpu")
+    ours = load_model("run/model", "cpu")
+    assert np.array_equal(again.encode_document(["On a. We propose b."]), ours.encode_document(["On a. We propose b."]))
+    assert Encoder.load("run").facets == FACETS
+
+    assert write_report([Path("run")], Path("page.html")).stat().st_size > 0
+    (sentence,) = verdicts([Path("run")])
+    assert "Held-out MAP" in sentence and "TF-IDF" in sentence
+
+
+def test_the_command_trains_and_what_it_made_finds_a_paper() -> None:
+    done = CliRunner().invoke(app, ["train", "r.yaml", "checkpoint.every=6"])
+    assert done.exit_code == 0, done.output + repr(done.exception)
+    assert "Held-out MAP" in done.output and "Report: run/report.html" in done.output
+    done = CliRunner().invoke(app, ["search", "index", "papers", "--model", "run"])
+    assert done.exit_code == 0, done.output
+    title = Path("papers/03.md").read_text().splitlines()[0].removeprefix("# On ")
+    done = CliRunner().invoke(app, ["search", "query", f"which work uses {title}", "--facet", "method", "-k", "5"])
+    assert done.exit_code == 0 and "(03.md)" in done.output, done.output
+
+
+def test_the_last_model_is_kept_where_that_is_asked_for_and_nothing_is_measured_on_the_way() -> None:
+    result = run(config("keep=last")).result
+    assert result["step"] == 6
+    assert [line["step"] for line in metrics("run") if "eval/map" in line] == [0]
+
+
+def test_questions_of_ones_own_are_learnt_from_or_held_out_with_their_papers() -> None:
+    asked = [{"question": f"what of {n}", "id": f"{n:02d}.md"} for n in range(40)] + [{"question": "and what else", "answer": "Nothing. It is all."}]
+    Path("asked.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    found = job.prepare(config("questions=[asked.jsonl]"), Path("scratch"), SilentReporter())
+    questions = next(one for one in found.prepared.dev if one.name == "questions")
+    held = {q.text for q in questions.queries if q.text.startswith("what of") or q.text == "and what else"}
+    learnt = {row["question"] for row in found.prepared.rows}
+    assert held and not held & learnt
+    assert found.told["questions"] == 41 - len(held) and found.told["papers"] + found.told["held_out_papers"] == 41
+
+
+def test_a_long_paper_is_several_documents() -> None:
+    Path("papers/long.txt").write_text(" ".join(f"Sentence number {n} speaks of {word(n)} at some length." for n in range(400)))
+    found = job.prepare(config(), Path("scratch"), SilentReporter())
+    texts = {row[side] for row in found.prepared.rows for side in ("anchor", "positive")}
+    assert max(len(text.split()) for text in texts) <= 40
+
+
+def test_without_labelled_sentences_it_trains_and_says_what_is_missing() -> None:
+    reporter = Recorder()
+    run(config(text=RECIPE.replace("roles: [roles.jsonl]\n", "")), reporter=reporter)
+    assert any("there are no labelled sentences" in told for told in reporter.told)
+    assert "loss/roles" not in metrics("run")[1] and "loss/question" in metrics("run")[1]
+
+
+# --- stopping and going on ---
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_step_and_what_is_resumed_is_bit_for_bit_the_run_that_was_not_stopped(number: int) -> None:
+    run(config("output=whole"))
+    reporter = Recorder()
+    reporter.on_step = lambda index, metrics: os.kill(os.getpid(), number) if index == 2 and "loss/train" in metrics else None
+    with pytest.raises(KeyboardInterrupt):
+        run(config(), reporter=reporter)
+    stopped = max(line["step"] for line in metrics("run"))
+    assert stopped in (3, 4) and not Path("run/model").exists()
+
+    reporter = Recorder()
+    result = run(config(), resume=True, reporter=reporter).result
+    assert f"resumed after step {stopped} of 6" in reporter.told
+    whole = json.loads(Path("whole/result.json").read_text())
+    assert all(result[key] == whole[key] for key in ("before", "after", "gain", "step", "measured"))
+    timeless = [[{k: v for k, v in line.items() if k != "time/step"} for line in metrics(name)] for name in ("run", "whole")]
+    assert timeless[0] == timeless[1]
+    assert same("run", "whole")
+
+
+def test_a_run_that_died_goes_on_from_its_last_whole_checkpoint() -> None:
+    run(config("output=whole"))
+
+    def die(index: int, metrics: Any) -> None:
+        if index == 4 and "loss/train" in metrics:
+            raise RuntimeError("killed")
+
+    reporter = Recorder()
+    reporter.on_step = die
+    with pytest.raises(RuntimeError, match="killed"):
+        run(config(), reporter=reporter)
+    torn = Path("run/trainer/checkpoint-5")
+    torn.mkdir()
+    (torn / "trainer_state.json").write_text('{"global_step": ')
+    found = last_checkpoint(Path("run/trainer"))
+    assert found is not None and found.name == "checkpoint-4"
+    run(config(), resume=True)
+    assert same("run", "whole")
+
+
+def test_a_corpus_that_changed_is_not_gone_on_with() -> None:
+    run(config("steps=2"))
+    Path("papers/00.md").write_text("# Another\n\nWe propose another one. Experiments show that it is. Little is known.")
+    with pytest.raises(ValueError, match="run was begun on another corpus or other options of pairs"):
+        run(config("steps=2"), resume=True)
+
+
+def test_a_dry_run_takes_one_step_and_writes_nothing() -> None:
+    before = sorted(Path().rglob("*"))
+    reporter = Recorder()
+    outcome = run(config(), dry_run=True, reporter=reporter)
+    assert outcome.folder is None and np.isfinite(outcome.result["metrics"]["loss/train"])
+    assert "one small step took" in reporter.told[-1] and sorted(Path().rglob("*")) == before
+
+
+# --- recipes ---
+
+
+@pytest.mark.parametrize("name", ["scibert", "specter2"])
+def test_recipes_of_the_lineage_take_a_step_with_a_tiny_bert(name: str, bert: Path) -> None:
+    here = [
+        f"base.path={bert.parent / 'base'}",
+        "corpus=[papers]",
+        "roles=[roles.jsonl]",
+        "evaluation.sets=[]",
+        "runtime.device=cpu",
+        "model.length=64",
+    ]
+    found = load_job(RECIPES / f"unifar_{name}.yaml", here)
+    assert isinstance(found, RetrievalConfig)
+    outcome = run(found, dry_run=True)
+    assert np.isfinite(outcome.result["metrics"]["loss/train"]) and not Path("runs").exists()
+
+
+@pytest.mark.parametrize("name", ["scibert", "specter2"])
+def test_their_settings_are_those_of_the_specification(name: str) -> None:
+    found = load_job(RECIPES / f"unifar_{name}.yaml")
+    assert isinstance(found, RetrievalConfig) and found.base.path
+    assert (found.learning_rate, found.head_learning_rate, found.warmup, found.batch_size, found.max_grad_norm) == (2e-5, 1e-4, 0.05, 32, 1.0)
+    assert (found.model.whole, found.model.intent_temperature, found.model.length) == (0.5, 0.5, 512)
+    assert (found.loss.temperature, found.loss.question, found.loss.roles, found.loss.orthogonality) == (0.05, 1.0, 0.2, 0.01)
+
+
+# --- mistakes ---
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["corpus=[nowhere]"], "corpus: there is no file or folder nowhere, neither in"),
+        (["roles=[nowhere.jsonl]"], "roles: there is no file or folder nowhere.jsonl"),
+        (["corpus=[papers/01.md, papers/02.md]"], "the corpus has 2 papers; training needs 10 at least"),
+        (["roles=[odd.jsonl]"], "odd.jsonl, line 1: 2 sentences have 1 labels; give each one"),
+        (["roles=[asked.jsonl]"], "asked.jsonl, line 1: 'sentences' must be a list of texts"),
+        (["questions=[asked.jsonl]"], "asked.jsonl, line 1: there is no paper 'elsewhere' in the corpus"),
+        (["questions=[bare.jsonl]"], "bare.jsonl, line 1: a question needs the 'id' of the paper that answers it, or the 'answer'"),
+        (["base={path: nowhere}"], "no encoder could be built on 'nowhere'"),
+        (["learning_rate=1e30", "head_learning_rate=1e30"], "no number to go on from; lower learning_rate"),
+    ],
+)
+def test_a_mistake_is_told_in_one_sentence_and_leaves_nothing(overrides: list[str], sentence: str) -> None:
+    Path("odd.jsonl").write_text('{"sentences": ["a", "b"], "labels": ["method"]}')
+    Path("asked.jsonl").write_text('{"question": "what?", "id": "elsewhere"}')
+    Path("bare.jsonl").write_text('{"question": "what?"}')
+    done = CliRunner().invoke(app, ["train", "r.yaml", *overrides])
+    assert done.exit_code == 2 and sentence in done.output, done.output + repr(done.exception)
+    assert Path("run").exists() == ("1e30" in overrides[0]), "what was begun is kept"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (("small: {", "path: x, small: {"), "name the encoder: either base.path or base.small"),
+        (("steps: 6", "loss: {pairs: 0, question: 0}"), "there is nothing to learn from: loss.pairs and loss.question are both 0"),
+        (("steps: 6", "mixture: {halves: 0, title: 0, neighbours: 0, facets: 0}"), "mixture leaves no kind of pair"),
+        (("steps: 6", "runtime: {processes: 2}"), "kind: retrieval trains in one process"),
+        (("steps: 6", "model: {granularities: [word]}"), "'model.granularities.0' must be token, sentence or global, not 'word'"),
+        (("steps: 6", "task: {name: sorting}"), "unknown key 'task'"),
+        (("steps: 6", "loss: {temprature: 1}"), "unknown key 'loss.temprature'; did you mean 'loss.temperature'?"),
+    ],
+)
+def test_a_wrong_recipe_gets_its_sentence(change: tuple[str, str], sentence: str) -> None:
+    assert change[0] in RECIPE
+    with pytest.raises(ConfigError) as caught:
+        config(text=RECIPE.replace(*change, 1))
+    assert sentence in str(caught.value)
+
+
+def test_small_bases_have_defaults_of_their_own_and_what_is_given_stays() -> None:
+    small, full = config("loss.roles=0.3"), RetrievalConfig(output="o", base={"path": "x"})  # type: ignore[arg-type]
+    assert (small.loss.temperature, small.loss.roles, small.model.pooled, small.learning_rate) == (0.1, 0.3, "mean", 1e-3)
+    assert (full.loss.temperature, full.loss.roles, full.model.pooled, full.learning_rate) == (0.05, 0.2, "first", 2e-5)
+
+
+def test_commands_for_language_models_refuse_it_in_one_sentence() -> None:
+    with pytest.raises(ConfigError, match="kind: retrieval trains an encoder, not a language model"):
+        load("r.yaml")
+
+
+# --- parts ---
+
+
+def prepared(rows: int = 24) -> tuple[Prepared, Options]:
+    found = config("steps=3", f"batch_size={rows // 3}")
+    material = job.prepare(found, Path("scratch"), SilentReporter())
+    return material.prepared, Options(model={"pooled": "mean"}, batch_size=8)
+
+
+def test_fit_gives_equal_bits_for_equal_arguments_and_others_for_another_seed() -> None:
+    ready, options = prepared()
+    states = [fit(ready, options, steps=3, seed=seed).state_dict() for seed in (0, 0, 1)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert any(not torch.equal(states[0][name], states[2][name]) for name in states[0])
+
+
+def test_rows_come_once_each_before_any_comes_again_in_an_order_drawn_from_the_seed() -> None:
+    ready, options = prepared()
+    names = [f"{n}" for n in range(len(ready.rows))]
+    rows = [{**row, "anchor": name} for row, name in zip(ready.rows, names, strict=True)]
+    drawn = dataset(rows, options, 6, 0)["anchor"][:]
+    assert sorted(drawn[:24]) == sorted(drawn[24:48]) == sorted(names)
+    assert drawn[:24] != drawn[24:48] and drawn == dataset(rows, options, 6, 0)["anchor"][:]
+    with pytest.raises(ValueError, match="there is nothing to train on"):
+        dataset([], options, 6, 0)
+
+
+def test_anchors_start_where_the_labelled_sentences_of_their_facets_are() -> None:
+    ready, options = prepared()
+    model = training.start(ready, options, 0)
+    lines = [json.loads(line) for line in Path("roles.jsonl").read_text().splitlines()]
+    read = model.encode([SENTENCE_END.join(line["sentences"]) for line in lines], output_value=None)
+    told = [FACETS[k] for one in read for k in one["sentence_roles"][one["sentence_mask"]].argmax(-1)]
+    assert np.mean([a == b for a, b in zip(told, [label for line in lines for label in line["labels"]], strict=True)]) >= 0.5
+    bare = training.start(ready, replace(options, centroids=False), 0)
+    assert not torch.equal(pooling_of(bare).anchors, pooling_of(model).anchors)
+
+
+def test_the_mean_weighs_both_directions_alike_however_many_ask() -> None:
+    papers = known_items("documents", [("a", "a1", "a2"), ("b", "b1", "b2")], papers=True)
+    asked = known_items("questions", [("a", "qa", "a2"), ("b", "qb", "b2"), ("c", "qc", "c2"), ("c", "", "c2")], papers=False)
+    assert len(asked.queries) == 3 and papers.queries[0].like and not asked.queries[0].like
+    found = Measured([papers, asked], {"documents": [1.0, 0.5], "questions": [0.5, 0.5, 0.2]})
+    assert found.means() == pytest.approx({"eval/map": (0.75 + 0.4) / 2, "eval/documents_map": 0.75, "eval/questions_map": 0.4})
+    assert found.interval().mean == pytest.approx(found.means()["eval/map"])
+    assert found.gain(found) == (0.0, 0.0, 0.0)
+
+
+def test_equal_documents_are_one_item_and_a_paper_does_not_find_itself(bert: Path) -> None:
+    one = known_items("d", [("a", "same", "other"), ("b", "other", "same")], papers=True)
+    assert [dict(q.grades) for q in one.queries] == [{"d00000": 1.0}, {"d00001": 1.0}]
+    assert measure(SentenceTransformer(str(bert), device="cpu"), [one]).values == {"d": [1.0, 1.0]}
+
+
+def test_only_what_the_trainer_measures_is_told_under_our_names() -> None:
+    logs = {"loss": 1.0, "pairs": 0.5, "learning_rate": 1e-3, "grad_norm": 2.0, "epoch": 0.1, "eval_map": 0.3, "eval_runtime": 4.0}
+    assert renamed(logs) == {"loss/train": 1.0, "loss/pairs": 0.5, "optimiser/lr": 1e-3, "optimiser/grad_norm": 2.0, "eval/map": 0.3}
