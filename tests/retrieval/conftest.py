@@ -22,6 +22,29 @@ def other_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_bert(tmp_path_factory.mktemp("other"), seed=1)
 
 
+@pytest.fixture(scope="session")
+def faceted(bert: Path) -> Path:
+    """The folder of a UniFAR-style model over the same BERT."""
+    return build_faceted(bert, seed=0)
+
+
+@pytest.fixture(scope="session")
+def other_faceted(bert: Path) -> Path:
+    """As the first, but with other anchors."""
+    return build_faceted(bert, seed=1)
+
+
+def build_faceted(bert: Path, seed: int) -> Path:
+    import torch
+
+    from tacit.retrieval.modules import build
+
+    torch.manual_seed(seed)
+    folder = bert.parent / f"faceted-{seed}"
+    build(bert.parent / "base", device="cpu", length=64, whole=0.4, pooled="mean", intent_temperature=0.05).save(str(folder))
+    return folder
+
+
 def build_bert(folder: Path, seed: int) -> Path:
     import torch
     from sentence_transformers import SentenceTransformer
