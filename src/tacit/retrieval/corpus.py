@@ -61,7 +61,7 @@ class Material:
 def prepare(config: RetrievalConfig, scratch: Path, reporter: Reporter, most: int | None = None) -> Material:
     """Rows, base and held-out sets of a recipe; a small base is written into `scratch`. `most`: papers to stop at.
 
-    A small base is made of the texts of all papers, held-out ones too, as it is for a search among them; pairs are made of the others alone.
+    A small base is made without the held-out papers: LSA of a small corpus knows the words of each of its papers by heart.
 
     Raises ValueError where the corpus is too small, or a file is not what it should be.
     """
@@ -85,7 +85,7 @@ def prepare(config: RetrievalConfig, scratch: Path, reporter: Reporter, most: in
     if config.base.small is not None:
         reporter.phase("making a small encoder", None)
         base = str(scratch / "base")
-        texts = [document.text.replace(SENTENCE_END, " ") for documents in papers.values() for document in documents]
+        texts = [document.text.replace(SENTENCE_END, " ") for document in learnt]
         with quiet():
             weights = small.make(texts, base, seed=config.seed, **config.base.small.model_dump())
     assert base is not None

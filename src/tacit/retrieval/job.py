@@ -90,10 +90,12 @@ def _run(config: RetrievalConfig, material: Material, folder: RunDirectory, runt
         step = train(model, prepared, options, **how, stop=stop, resume=last)
         if stop.is_set():
             raise KeyboardInterrupt
-    if step < config.steps:
-        reporter.message(f"the model of step {step} is the best; it is what the run ends with, after {config.steps} steps")
-
     after = measure(model, prepared.dev)
+    if config.keep == "best" and after.means()["eval/map"] < before.means()["eval/map"]:
+        reporter.warning("training has made it worse on held-out papers, so the run ends with the model before training; more papers may help")
+        model, after, step = start(prepared, options, config.seed), before, 0
+    elif step < config.steps:
+        reporter.message(f"the model of step {step} is the best; it is what the run ends with, after {config.steps} steps")
     save(model, folder.path / MODEL)
     result = {
         "kind": config.kind,
