@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -67,7 +68,7 @@ def train(
 ) -> None:
     """Run a training job: reinforcement learning (kind: rl), supervised fine-tuning (sft, wmss), or an encoder of papers (retrieval)."""
     with errors_in_one_sentence():
-        from tacit.config import RetrievalConfig, load, load_job
+        from tacit.config import load, load_job
 
         if replay_step is not None:
             from tacit import replay
@@ -83,14 +84,8 @@ def train(
 
             flags = [flag for flag, given in {"--resume": resume, "--dry-run": dry_run}.items() if given]
             with companions(config.runtime.processes, ["train", str(recipe), *(overrides or []), *flags]):
-                if isinstance(config, RetrievalConfig):
-                    from tacit.retrieval.job import run as train_encoder
-
-                    train_encoder(config, resume=resume, dry_run=dry_run, reporter=reporter)
-                else:
-                    from tacit.job import run
-
-                    run(config, resume=resume, dry_run=dry_run, reporter=reporter)
+                job = import_module("tacit.retrieval.job" if config.kind == "retrieval" else "tacit.job")
+                job.run(config, resume=resume, dry_run=dry_run, reporter=reporter)
                 reporter.close()
                 if not dry_run and is_first_rank():
                     tell_outcome(Path(config.output))  # while the other processes end
