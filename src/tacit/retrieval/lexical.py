@@ -99,16 +99,15 @@ class LSA:
         return self.documents @ self.vectors_of(self.tfidf.vectors([query]))[0]
 
 
-def _right_vectors(matrix: csr_matrix, rank: int) -> NDArray[np.float64]:
-    """Right singular vectors (columns, rank) of the largest singular values, fewer where the others are 0.
+def _right_vectors(matrix: Any, rank: int) -> NDArray[np.float64]:
+    """Right singular vectors (columns, rank) of a sparse matrix, of the largest singular values, fewer where the others are 0.
 
     Few rows or columns are solved whole: ARPACK starts anew at random where they depend on one another, and no seed of svds reaches that.
     """
     from scipy.sparse.linalg import svds
 
     if min(matrix.shape) > SOLVED_WHOLE:
-        found: Any = svds(matrix, k=rank, rng=np.random.default_rng(0))
-        _, values, right = found
+        _, values, right = svds(matrix, k=rank, rng=np.random.default_rng(0))
         return right[values > NOUGHT * values.max()].T
     wide = matrix.shape[0] <= matrix.shape[1]
     squares, vectors = np.linalg.eigh((matrix @ matrix.T if wide else matrix.T @ matrix).toarray())
