@@ -156,3 +156,8 @@ def shown(value: Any) -> str:
             return repr(value if len(value) <= 60 else value[:57] + "...")
         case _:
             return str(value)
+
+
+def reason(error: Exception) -> str:
+    """The first line of what another library says went wrong, or the kind of its error where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from tacit.core.statistics import Interval, bootstrap
 from tacit.retrieval import metrics as m
 from tacit.retrieval.sentences import SENTENCE_END
-from tacit.tasks.data import locate, read_jsonl
+from tacit.tasks.data import read_set
 
 FACETS = ("background", "method", "result")
 OVERLONG = frozenset({"205580", "346695", "346826", "346836", "28674"})  # abstracts that DORIS-MAE's script does not count as relevant
@@ -57,32 +56,28 @@ class Benchmark:
 
 def csfcube() -> Benchmark:
     """Papers like this one, under a facet: 27 of the 50 pairs of paper and facet, graded 0–3. Raises DataError when the data are not there."""
-    papers = {row["paper_id"]: SENTENCE_END.join([f"{row['title']}.", *row["abstract"]]) for row in _rows("csfcube/corpus.jsonl.gz")}
+    papers = {row["paper_id"]: SENTENCE_END.join([f"{row['title']}.", *row["abstract"]]) for row in read_set("csfcube/corpus.jsonl.gz")}
     queries = []
-    for row in _rows("csfcube/judgements.jsonl.gz"):
+    for row in read_set("csfcube/judgements.jsonl.gz"):
         paper = row["query_id"]
         grades = {c["paper_id"]: float(c["relevance"]) for c in row["candidates"] if c["paper_id"] != paper}
         name, facet, folds = f"{paper}_{row['facet']}", row["facet"], tuple(row["folds"])
         queries.append(Query(name, paper, papers[paper], grades, group=facet, folds=folds, like=paper, facet=facet))
-    specter = {f"{row['query_id']}_{row['facet']}": row["ranking"] for row in _rows("csfcube/specter_rankings.jsonl.gz")}
+    specter = {f"{row['query_id']}_{row['facet']}": row["ranking"] for row in read_set("csfcube/specter_rankings.jsonl.gz")}
     return Benchmark("CSFCube", tuple(queries), papers, {"SPECTER": specter}, csfcube_score, ("map", "ndcg%20"))
 
 
 def doris_mae() -> Benchmark:
     """Papers that answer a long question: 20 questions, and 17 published rankings. Raises DataError when the data are not there."""
-    abstracts = {row["doc_id"]: row["abstract"] for row in _rows("dorismae_dev/corpus.jsonl.gz")}
-    queries = [Query(row["query_id"], row["query_id"], row["query"], row["relevance"]) for row in _rows("dorismae_dev/queries.jsonl.gz")]
+    abstracts = {row["doc_id"]: row["abstract"] for row in read_set("dorismae_dev/corpus.jsonl.gz")}
+    queries = [Query(row["query_id"], row["query_id"], row["query"], row["relevance"]) for row in read_set("dorismae_dev/queries.jsonl.gz")]
     published: dict[str, dict[str, Ranking]] = {}
-    for row in _rows("dorismae_dev/published_rankings.jsonl.gz"):
+    for row in read_set("dorismae_dev/published_rankings.jsonl.gz"):
         published.setdefault(row["system"], {})[row["query_id"]] = row["ranking"]
     return Benchmark("DORIS-MAE", tuple(queries), abstracts, published, doris_mae_score, ("map", "ndcg@10%", "r@5", "r@20", "r_precision"))
 
 
 BENCHMARKS: dict[str, Callable[[], Benchmark]] = {"csfcube": csfcube, "dorismae": doris_mae}
-
-
-def _rows(name: str) -> list[dict[str, Any]]:
-    return [row for _, row in read_jsonl(locate(name))]
 
 
 def csfcube_score(query: Query, ranking: Ranking) -> dict[str, float]:

@@ -199,10 +199,7 @@ def _gathered(sources: list[Path], reporter: Reporter) -> list[Paper]:
     from tacit.retrieval.papers import gather
 
     found = gather(sources, reporter)
-    for sentence in found.left_out[:MOST_TOLD]:
-        reporter.warning(f"left out: {sentence}")
-    if (more := len(found.left_out) - MOST_TOLD) > 0:
-        reporter.warning(f"left out: {more} more")
+    found.tell(reporter, MOST_TOLD)
     if found.passed_over:
         reporter.message(f"Files of other kinds, passed over: {found.passed_over:,}")
     return found.papers

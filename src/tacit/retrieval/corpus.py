@@ -24,8 +24,8 @@ from tacit.retrieval.pairs import TEMPLATES, Document, PairOptions, Pairs, conte
 from tacit.retrieval.papers import gather
 from tacit.retrieval.roles import Teacher
 from tacit.retrieval.scientific import scientific
-from tacit.retrieval.sentences import SENTENCE_END, behind, passages, sentences
-from tacit.retrieval.training import Prepared, quiet
+from tacit.retrieval.sentences import behind, passages, sentences, spaced
+from tacit.retrieval.training import Prepared
 from tacit.tasks.data import DataError, data_root, read_jsonl, text_field
 
 ROLES = "csabstruct/train.jsonl.gz"  # below TACIT_DATA
@@ -85,9 +85,8 @@ def prepare(config: RetrievalConfig, scratch: Path, reporter: Reporter, most: in
     if config.base.small is not None:
         reporter.phase("making a small encoder", None)
         base = str(scratch / "base")
-        texts = [document.text.replace(SENTENCE_END, " ") for document in learnt]
-        with quiet():
-            weights = small.make(texts, base, seed=config.seed, **config.base.small.model_dump())
+        texts = [spaced(document.text) for document in learnt]
+        weights = small.make(texts, base, seed=config.seed, **config.base.small.model_dump())
     assert base is not None
     told = {"papers": len(papers) - len(held), "held_out_papers": len(held), "questions": len(asked), "labelled_texts": len(found.labelled)}
     return Material(Prepared(rows, base, weights, sets), told, fingerprint(rows, sets))
@@ -122,10 +121,7 @@ def place(name: str, key: str) -> Path:
 def own(config: RetrievalConfig, reporter: Reporter) -> Papers:
     """Papers as `tacit search index` reads them, long ones in passages that the model reads to the end."""
     found = gather([place(name, "corpus") for name in config.corpus], reporter)
-    for sentence in found.left_out[:MOST_TOLD]:
-        reporter.warning(f"left out: {sentence}")
-    if (more := len(found.left_out) - MOST_TOLD) > 0:
-        reporter.warning(f"left out: {more} more")
+    found.tell(reporter, MOST_TOLD)
     words = int(WORDS_PER_TOKEN * (config.model.length or (config.base.small.length if config.base.small else 512)))
     papers = {paper.id: _documents(paper.id, paper.title, passages(paper.title, paper.text, words)) for paper in found.papers}
     return {name: documents for name, documents in papers.items() if documents}

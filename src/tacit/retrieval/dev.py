@@ -18,7 +18,7 @@ from tacit.retrieval.benchmarks import Benchmark, Query, Ranking, evaluate
 from tacit.retrieval.encoder import Encoder
 from tacit.retrieval.sentences import SENTENCE_END
 from tacit.retrieval.systems import REFERENCE, WORDS, Dense, PoolScores, lexical, rankings
-from tacit.tasks.data import locate, read_jsonl
+from tacit.tasks.data import read_set
 
 # --- sets ---
 
@@ -46,7 +46,7 @@ def known_items(name: str, items: Iterable[tuple[str, str, str]], *, papers: boo
 
 def specter() -> Benchmark:
     """200 papers, each with one that it is cited with or cites, among 400. Source: SciRepEval's sample of the triplets of SPECTER."""
-    rows = _rows("scirepeval_sample/specter_small.jsonl.gz")
+    rows = read_set("scirepeval_sample/specter_small.jsonl.gz")
     pool = {str(paper["corpus_id"]): _text(paper) for row in rows for paper in (row["pos"], row["neg"])}
     corpus, queries = dict(pool), []
     for n, row in enumerate(rows):
@@ -59,7 +59,7 @@ def specter() -> Benchmark:
 def search() -> Benchmark:
     """100 searches, each with the ten papers that were shown; those clicked are relevant. Source: SciRepEval's sample of Semantic Scholar's log."""
     queries, corpus = [], {}
-    for n, row in enumerate(_rows("scirepeval_sample/search.jsonl.gz")):
+    for n, row in enumerate(read_set("scirepeval_sample/search.jsonl.gz")):
         corpus |= {str(paper["corpus_id"]): _text(paper) for paper in row["candidates"]}
         queries.append(Query(f"q{n:05d}", str(n), row["query"], {str(paper["corpus_id"]): float(paper["score"]) for paper in row["candidates"]}))
     return Benchmark("search", tuple(queries), corpus, {}, known_item, ("map",))
@@ -67,16 +67,12 @@ def search() -> Benchmark:
 
 def tldr() -> Benchmark:
     """Summaries of one sentence, each of one paper among 619. Source: SciTLDR, dev."""
-    rows = _rows("scitldr/dev.jsonl.gz")
+    rows = read_set("scitldr/dev.jsonl.gz")
     items = ((row["paper_id"], row["target"][0], SENTENCE_END.join([row["title"], *row["source"]])) for row in rows)
     return known_items("tldr", items, papers=False)
 
 
 PUBLIC: Mapping[str, Callable[[], Benchmark]] = {"specter": specter, "search": search, "tldr": tldr}
-
-
-def _rows(name: str) -> list[dict[str, Any]]:
-    return [row for _, row in read_jsonl(locate(name))]
 
 
 def _text(paper: Mapping[str, Any]) -> str:

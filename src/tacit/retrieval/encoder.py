@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from tacit.mistakes import choice
+from tacit.mistakes import choice, reason
 from tacit.retrieval.sentences import spaced
 
 if TYPE_CHECKING:
@@ -58,8 +58,7 @@ class Encoder:
         try:
             model = modules.load(name, device) if modules.is_faceted(name) else SentenceTransformer(name, device=device)
         except (OSError, ValueError, KeyError, AttributeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(f"no sentence-transformers model could be loaded from {name!r}: {reason}") from None
+            raise ValueError(f"no sentence-transformers model could be loaded from {name!r}: {reason(error)}") from None
         return cls(model, name)
 
     @property
@@ -134,6 +133,15 @@ def known_facet(facet: str, facets: Sequence[str]) -> str:
     return facet
 
 
+def facet_weights(facets: Sequence[str], facet: str | None) -> list[float]:
+    """w of R1: 1/K each for None and `all`, else one-hot. Raises ValueError for a facet that is not there."""
+    if facet in (None, ALL):
+        return [1 / len(facets)] * len(facets)
+    if facet not in facets:
+        raise ValueError(f"the model knows no facet {facet!r}; it has {', '.join(facets)}")
+    return [float(facet == name) for name in facets]
+
+
 def like(passages: Vectors, facets: Sequence[str], facet: str | None = None) -> Vectors:
     """The mean of the passages (P, D) of a document, as a query (D,): each of its K + 1 blocks in the direction of its mean, as long as it was;
     the blocks of facets times 1/K, or 1 for the `facet` that is named and 0 for the others."""
@@ -142,7 +150,7 @@ def like(passages: Vectors, facets: Sequence[str], facet: str | None = None) -> 
     blocks = passages.reshape(len(passages), len(facets) + 1, -1)
     found = unit(blocks.mean(0)) * np.linalg.norm(blocks, axis=-1).max(0)[:, None]
     if facets:
-        found[1:] *= np.array([[facet == name if facet in facets else 1 / len(facets)] for name in facets], np.float32)
+        found[1:] *= np.array(facet_weights(facets, facet), np.float32)[:, None]
     return found.reshape(-1).astype(np.float32)
 
 

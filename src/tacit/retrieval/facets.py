@@ -85,15 +85,6 @@ def weighed(documents: Tensor, weights: Tensor) -> Tensor:
     return torch.cat([blocks[..., :1, :], blocks[..., 1:, :] * weights[..., None]], -2).flatten(-2)
 
 
-def facet_weights(facets: tuple[str, ...], facet: str | None) -> list[float]:
-    """w: 1/K each without a facet, one-hot with one. Raises ValueError for a facet that is not there."""
-    if facet is None:
-        return [1 / len(facets)] * len(facets)
-    if facet not in facets:
-        raise ValueError(f"the model knows no facet {facet!r}; it has {', '.join(facets)}")
-    return [float(facet == name) for name in facets]
-
-
 # --- losses: steps (C) and (K) of R1 ---
 
 

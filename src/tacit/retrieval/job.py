@@ -28,7 +28,8 @@ from tacit.core.stopping import stop_after_step
 from tacit.retrieval.corpus import Material, prepare
 from tacit.retrieval.dev import baselines, measure
 from tacit.retrieval.losses import LossOptions
-from tacit.retrieval.training import Options, last_checkpoint, quiet, start, train
+from tacit.retrieval.quiet import quiet
+from tacit.retrieval.training import Options, last_checkpoint, start, train
 
 MODEL, CHECKPOINTS, MATERIAL, RESULT = "model", "trainer", "material.json", "result.json"
 SMALL_STEP, SMALL_CORPUS = 2, 60  # rows and papers of a dry run

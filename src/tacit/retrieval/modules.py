@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tacit.mistakes import choice
 from tacit.retrieval import facets as f
 from tacit.retrieval.benchmarks import FACETS
+from tacit.retrieval.encoder import facet_weights
 from tacit.retrieval.sentences import SENTENCE_END, sentences
 
 BINS = 10  # relative positions of a sentence in its text that are told apart
@@ -214,7 +215,7 @@ class FacetPooling(Module):
         return logits.masked_fill(self.closed, -math.inf).softmax(-1)  # pyright: ignore[reportArgumentType, reportCallIssue]
 
     def _weights(self, facet: str, like: Tensor) -> Tensor:
-        return like.new_tensor(f.facet_weights(self.facets, None if facet == "all" else facet)).expand(len(like), -1)
+        return like.new_tensor(facet_weights(self.facets, facet)).expand(len(like), -1)
 
     def start(self, *, centroids: Tensor | None = None, weights: Tensor | None = None) -> None:
         """Before training: anchors at the mean sentence of each facet (K, d), weights of words (V,), of which 0 counts as very little."""

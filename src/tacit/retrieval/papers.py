@@ -40,6 +40,13 @@ class Gathered:
     left_out: list[str]
     passed_over: int
 
+    def tell(self, reporter: Reporter, most: int) -> None:
+        """Warns of what was left out, naming `most` of it."""
+        for sentence in self.left_out[:most]:
+            reporter.warning(f"left out: {sentence}")
+        if (more := len(self.left_out) - most) > 0:
+            reporter.warning(f"left out: {more} more")
+
 
 def gather(sources: Sequence[str | Path], reporter: Reporter | None = None) -> Gathered:
     """All papers below the sources. Files of a folder are called by their path in it, entries and lines by their own ids.

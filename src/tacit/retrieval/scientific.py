@@ -13,7 +13,7 @@ from typing import Any
 from tacit.retrieval.benchmarks import FACETS
 from tacit.retrieval.pairs import Document, of_labelled
 from tacit.retrieval.sentences import sentences
-from tacit.tasks.data import locate, read_jsonl
+from tacit.tasks.data import read_set
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,4 +73,4 @@ def _cut(text: str | None) -> tuple[str, ...]:
 
 
 def _rows(name: str) -> list[dict[str, Any]]:
-    return [row for _, row in read_jsonl(locate(f"{name}.jsonl.gz"))]
+    return read_set(f"{name}.jsonl.gz")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tacit.mistakes import choice
-from tacit.retrieval.encoder import ALL, Encoder, Vectors, known_facet, like
+from tacit.retrieval.encoder import Encoder, Vectors, facet_weights, known_facet, like
 from tacit.retrieval.fusion import reciprocal_rank_fusion
 from tacit.retrieval.index import Contents, Dense, read
 from tacit.retrieval.lexical import tokens
@@ -214,11 +214,9 @@ class Searcher:
     def weights(self, query: Query) -> dict[str, float]:
         """How much each facet counts: π of a question, 1 for the facet that was named, the same for all of a paper. They sum to 1."""
         names = self.dense.facets
-        if query.facet not in (None, ALL):
-            return {name: float(name == query.facet) for name in names}
-        if query.like is None and query.facet is None:
-            return dict(zip(names, map(float, self.encoder.intents([query.text])[0]), strict=True))
-        return {name: 1 / len(names) for name in names}
+        asked = query.like is None and query.facet is None
+        found = map(float, self.encoder.intents([query.text])[0]) if asked else facet_weights(names, query.facet)
+        return dict(zip(names, found, strict=True))
 
 
 def _scaled(weights: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tacit.retrieval.lexical import LSA, TfIdf
+from tacit.retrieval.quiet import quiet
 
 if TYPE_CHECKING:
     from transformers import BertModel, BertTokenizer
@@ -59,8 +60,9 @@ def make(
     vectors, weights = latent(texts, pieces, hidden, seed)
     model = _bert(torch.from_numpy(vectors).float(), layers, heads, length, seed)
     Path(folder).mkdir(parents=True, exist_ok=True)
-    pieces.save_pretrained(folder)
-    model.save_pretrained(folder)
+    with quiet():
+        pieces.save_pretrained(folder)
+        model.save_pretrained(folder)
     return torch.from_numpy(weights).float()
 
 

@@ -84,12 +84,18 @@ class Dense:
 def wrong_facets(dense: Dense) -> Scores:
     """Every metric of a query as its mean over the facets that were not asked for."""
     facets = dense.encoder.facets
-    runs = []
-    for step in range(1, len(facets)):
-        scores = dense.scores(lambda q, step=step: facets[(facets.index(q.facet) + step) % len(facets)] if q.facet in facets else None)
-        runs.append(evaluate(dense.benchmark, rankings(scores)).values)
-    means = {metric: {q: float(np.mean([run[metric][q] for run in runs])) for q in column} for metric, column in runs[0].items()}
-    return Scores(dense.benchmark, means)
+    return mean_scores(dense.benchmark, [dense.scores(turned(step, facets)) for step in range(1, len(facets))])
+
+
+def turned(step: int, facets: Sequence[str]) -> Facet:
+    """The facet that stands `step` places after the one that the benchmark asks under; none where it asks under none."""
+    return lambda query: facets[(facets.index(query.facet) + step) % len(facets)] if query.facet in facets else None
+
+
+def mean_scores(benchmark: Benchmark, runs: Sequence[PoolScores]) -> Scores:
+    """Every metric of a query as its mean over runs."""
+    each = [evaluate(benchmark, rankings(scores)).values for scores in runs]
+    return Scores(benchmark, {m: {q: float(np.mean([values[m][q] for values in each])) for q in column} for m, column in each[0].items()})
 
 
 def fused(first: PoolScores, second: PoolScores) -> PoolScores:

@@ -7,13 +7,11 @@ row after the last, whatever the library does with generators of later epochs; a
 from __future__ import annotations
 
 import json
-import logging
 import math
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,15 +24,16 @@ from sentence_transformers.base.sampler import DefaultBatchSampler
 from torch import Tensor
 from torch.utils.data import SequentialSampler
 from transformers import PrinterCallback, TrainerCallback
-from transformers.utils import logging as transformers_logging
 
 from tacit.core.progress import Reporter, SilentReporter
 from tacit.core.runtime import seed_everything
+from tacit.mistakes import reason
 from tacit.retrieval import facets as f
 from tacit.retrieval.benchmarks import Benchmark
 from tacit.retrieval.dev import DevEvaluator
 from tacit.retrieval.losses import ROLES, FacetLoss, LossOptions, columns_of
 from tacit.retrieval.modules import build, pooling_of
+from tacit.retrieval.quiet import quiet
 
 HEAD = r"^model\.1\."  # what FacetPooling's weights are called in the loss
 STATE = "trainer_state.json"  # the last file of a checkpoint that is written
@@ -95,8 +94,7 @@ def start(prepared: Prepared, options: Options, seed: int) -> SentenceTransforme
         with quiet():
             model = build(prepared.base, weights=prepared.weights, device=options.device, **options.model)
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"no encoder could be built on {str(prepared.base)!r}: {reason}") from None
+        raise ValueError(f"no encoder could be built on {str(prepared.base)!r}: {reason(error)}") from None
     if options.centroids and options.loss.roles and (found := centroids(model, prepared.rows)) is not None:
         pooling_of(model).start(centroids=found)
     return model.eval()
@@ -274,21 +272,3 @@ def _is_whole(file: Path) -> bool:
         return "global_step" in json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Neither bars nor remarks of the libraries: what matters is told by us."""
-    loggers = [logging.getLogger(name) for name in ("transformers", "sentence_transformers", "datasets", "accelerate")]
-    levels = [logger.level for logger in loggers]
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels):
-            logger.setLevel(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -13,7 +13,7 @@ from tacit.routing.decision import Strength
 from tacit.routing.judge import Item, Judge, ProxyJudge
 from tacit.routing.refusal import refuses
 from tacit.routing.table import Record
-from tacit.tasks.data import locate, read_jsonl
+from tacit.tasks.data import read_set
 
 ANSWERERS: dict[str, Strength] = {
     "gpt-4o": "strong",
@@ -43,7 +43,7 @@ RAG_TOKENS, PROMPT_TOKENS = 3_100, 100  # section 7.4 of the specification
 def tables(answerers: Sequence[str] = tuple(ANSWERERS), judge: Judge | None = None) -> dict[str, list[Record]]:
     """The recorded table of each answerer, over the same questions in the same order. Raises DataError when the data are not there."""
     judge = judge or ProxyJudge()
-    questions, predictions, texts = ([row for _, row in read_jsonl(locate(name))] for name in FILES)
+    questions, predictions, texts = (read_set(name) for name in FILES)
     answers = {row["id"]: row for row in predictions}
     tokens = {(row["length"], row["context_type"], row["file"]): len(row["text"].encode()) // 4 for row in texts}
     return {name: _table(name, questions, answers, tokens, judge) for name in answerers}

@@ -22,14 +22,14 @@ from sentence_transformers import SentenceTransformer
 from tacit.core.rundir import write_json
 from tacit.retrieval import facets as f
 from tacit.retrieval import small
-from tacit.retrieval.benchmarks import FACETS, Benchmark, Query
+from tacit.retrieval.benchmarks import FACETS, Benchmark, Query, evaluate
 from tacit.retrieval.encoder import Encoder
 from tacit.retrieval.losses import LossOptions
 from tacit.retrieval.modules import pooling_of
 from tacit.retrieval.pairs import Pairs, of_labelled, with_roles
 from tacit.retrieval.roles import Teacher
 from tacit.retrieval.sentences import SENTENCE_END
-from tacit.retrieval.systems import Dense, PoolScores, evenly, given, hybrid, lexical, rankings
+from tacit.retrieval.systems import Dense, PoolScores, evenly, given, hybrid, lexical, mean_scores, turned
 from tacit.retrieval.training import Options, Prepared, fit, start
 from tacit.studies.invented_papers import invented
 from tacit.studies.paper_sets import Material, public
@@ -39,16 +39,11 @@ METRICS = {"csfcube": ("map", "ndcg%20"), "dorismae": ("map", "r@5", "ndcg@10%")
 OBJECTIVE = "objective"  # counts as background
 WEIGHTS = tuple(n / 10 for n in range(1, 11))  # of a model in a hybrid, as tried on held-out sets
 GATED = 300  # texts of a kind whose gates are looked at
-Values = dict[str, dict[str, float]]  # metric → query → value
-
-
-def wrong(step: int) -> Callable[[Query], str | None]:
-    """Another facet than the one that is asked under: the next one, or the one after."""
-    return lambda query: FACETS[(FACETS.index(query.facet) + step) % len(FACETS)] if query.facet else "all"
+Values = Mapping[str, Mapping[str, float]]  # metric → query → value
 
 
 HOW: dict[str, tuple[str, ...]] = {"given": ("given",), "even": ("even",), "wrong": ("wrong 1", "wrong 2"), "whole": ("whole",)}
-ASKED: dict[str, Callable[[Query], str | None]] = {"given": given, "even": evenly, "wrong 1": wrong(1), "wrong 2": wrong(2)}
+ASKED: dict[str, Callable[[Query], str | None]] = {"given": given, "even": evenly, "wrong 1": turned(1, FACETS), "wrong 2": turned(2, FACETS)}
 
 
 @lru_cache(maxsize=1)
@@ -140,19 +135,7 @@ def with_words(settings: Mapping[str, Any], name: str, scores: PoolScores) -> Po
 
 def values_of(benchmark: Benchmark, runs: Sequence[PoolScores]) -> Values:
     """Every metric of every query that counts for it, the mean over runs."""
-    return mean_of([scored(benchmark, rankings(scores)) for scores in runs])
-
-
-def scored(benchmark: Benchmark, ranked: Mapping[str, Sequence[str]]) -> Values:
-    found: Values = {}
-    for query in benchmark.queries:
-        for metric, value in benchmark.score(query, ranked[query.id]).items():
-            found.setdefault(metric, {})[query.id] = value
-    return found
-
-
-def mean_of(found: Sequence[Values]) -> Values:
-    return {metric: {query: float(np.mean([one[metric][query] for one in found])) for query in found[0][metric]} for metric in found[0]}
+    return mean_scores(benchmark, runs).values
 
 
 def measured(data: str, found: Mapping[str, Values], numbers: Mapping[str, float], curves: Mapping[str, Any] | None = None) -> Measured:
@@ -220,7 +203,7 @@ def held_out(data: str, model: SentenceTransformer, hybrids: bool) -> tuple[dict
 
 
 def average(benchmark: Benchmark, scores: PoolScores) -> float:
-    return float(np.mean(list(scored(benchmark, rankings(scores))["map"].values())))
+    return float(np.mean(list(values_of(benchmark, [scores])["map"].values())))
 
 
 # --- one arm with one seed ---
@@ -262,7 +245,7 @@ def measure_reference(settings: Mapping[str, Any]) -> Measured:
     for name, benchmark in material(settings["data"]).sets.items():
         if "published" in settings:
             if settings["published"].get(name) in benchmark.published:
-                found[name] = scored(benchmark, benchmark.published[settings["published"][name]])
+                found[name] = evaluate(benchmark, benchmark.published[settings["published"][name]]).values
             continue
         every = [values_of(benchmark, [by_words(settings["data"], name)[system]]) for system in settings["words"]]
         found[name] = {metric: max((one[metric] for one in every), key=lambda v: sum(v.values())) for metric in every[0]}

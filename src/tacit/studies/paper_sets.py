@@ -14,7 +14,7 @@ from tacit.retrieval import dev
 from tacit.retrieval.benchmarks import Benchmark, csfcube, doris_mae
 from tacit.retrieval.pairs import Document
 from tacit.retrieval.scientific import scientific
-from tacit.tasks.data import locate, read_jsonl
+from tacit.tasks.data import read_set
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ def public() -> Material:
     Held out: 200 papers of SPECTER's triplets, with the papers that they cite among 400; 619 summaries of SciTLDR, dev; CSAbstruct, dev.
     """
     found = scientific()
-    labelled = {name: [row for _, row in read_jsonl(locate(f"csabstruct/{name}.jsonl.gz"))] for name in ("dev", "test")}
+    labelled = {name: read_set(f"csabstruct/{name}.jsonl.gz") for name in ("dev", "test")}
     return Material(
         papers=found.documents,
         questions=found.questions,

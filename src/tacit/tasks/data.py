@@ -41,6 +41,11 @@ def read_jsonl(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
     return rows
 
 
+def read_set(name: str) -> list[dict[str, Any]]:
+    """The objects of a file below the data root. Raises DataError as `locate` and `read_jsonl` do."""
+    return [row for _, row in read_jsonl(locate(name))]
+
+
 def _parsed(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, raw in _lines(path):
         try:
