@@ -130,16 +130,48 @@ def test_damage_is_told(tmp_path):
     generation = tmp_path / "i" / "00000001"
     vectors = generation / "vectors.npy"
     vectors.write_bytes(vectors.read_bytes()[:-1])
-    with pytest.raises(StoreError, match=r"vectors\.npy has lost or gained bytes; make the index anew"):
+    with pytest.raises(
+        StoreError, match=r"vectors\.npy is not as it was written; make the index anew with: tacit search index FOLDER --index .* --force"
+    ):
         read(tmp_path / "i")
     vectors.unlink()
-    with pytest.raises(StoreError, match="is missing from the index"):
+    with pytest.raises(StoreError, match=r"vectors\.npy is missing; make the index anew"):
         read(tmp_path / "i")
-    build(tmp_path / "j", papers(1))
-    about = tmp_path / "j" / "00000001" / "about.json"
-    about.write_text(about.read_text().replace('"format": 2', '"format": 9'))
-    with pytest.raises(StoreError, match="has format 9, this version of tacit reads format 2"):
-        read(tmp_path / "j")
+    with pytest.raises(StoreError, match=r"vectors\.npy is missing; make the index anew"):
+        delete(tmp_path / "i", ["p1"])
+    build(tmp_path / "i", papers(1), Spelling(), force=True)
+    assert ids(tmp_path / "i") == ["p1"]
+
+
+def test_another_format_is_told(tmp_path, monkeypatch):
+    with monkeypatch.context() as other:
+        other.setattr("tacit.retrieval.index.FORMAT", 9)
+        build(tmp_path / "i", papers(1))
+    with pytest.raises(StoreError, match="has format 9, this version of tacit reads format 2; make the index anew"):
+        read(tmp_path / "i")
+
+
+@pytest.mark.parametrize("name", ["FILES", "about.json", "papers.jsonl", "vectors.npy", "owners.npy", "frequency.npy", "vocab.index.json"])
+@pytest.mark.parametrize(
+    "change", [lambda data: data[:-1] + bytes([data[-1] ^ 1]), lambda data: bytes(len(data)), lambda data: data[:-1], lambda data: b""]
+)
+def test_no_changed_byte_is_read(tmp_path, name, change):
+    build(tmp_path / "i", papers(1, 2), Spelling())
+    file = tmp_path / "i" / "00000001" / name
+    file.write_bytes(change(file.read_bytes()))
+    with pytest.raises(StoreError, match=rf"{name} is (no list of files|not as it was written); make the index anew"):
+        read(tmp_path / "i")
+
+
+@pytest.mark.parametrize("text", ["", "2", "../elsewhere", "00000009"])
+def test_a_pointer_to_nowhere_costs_no_generation(tmp_path, text):
+    build(tmp_path / "i", papers(1))
+    (tmp_path / "i" / "CURRENT").write_text(text)
+    for change in (lambda: read(tmp_path / "i"), lambda: add(tmp_path / "i", papers(2))):
+        with pytest.raises(StoreError, match=r"names no generation|is missing; make the index anew"):
+            change()
+    (tmp_path / "i" / "CURRENT").write_text("00000001")
+    assert ids(tmp_path / "i") == ["p1"]
 
 
 def test_one_writer_at_a_time(tmp_path):

@@ -56,8 +56,9 @@ def index(
 ) -> None:
     """Make an index of papers: text, Markdown, HTML, PDF, BibTeX, JSON lines."""
     from tacit.retrieval.encoder import Encoder
-    from tacit.retrieval.index import build
+    from tacit.retrieval.index import build, free
 
+    free(folder, ann, force)  # before anything is read
     reporter = context.obj["make_reporter"]()
     try:
         papers = _gathered(sources, reporter)
@@ -71,7 +72,9 @@ def add(context: typer.Context, sources: Sources, folder: Place = INDEX, model: 
     """Add papers to an index; one whose id is there takes its place if its text differs. Only new texts are encoded."""
     from tacit.retrieval.encoder import Encoder
     from tacit.retrieval.index import add as added
+    from tacit.retrieval.index import existing
 
+    existing(folder)
     reporter = context.obj["make_reporter"]()
     try:
         papers = _gathered(sources, reporter)

@@ -74,6 +74,24 @@ def read(folder: str | Path) -> Contents:
     return Store(folder).read(_read)
 
 
+def free(folder: str | Path, kind: str = "flat", force: bool = False) -> Store:
+    """Where an index can be made. Raises ValueError when one is there already (unless forced), something else is, or `kind` is unknown."""
+    if kind not in KINDS:
+        raise ValueError(choice("--ann", kind, list(KINDS)))
+    store = Store(folder)
+    if store.exists() and not force:
+        raise StoreError(f"{folder} already is an index; add to it with: tacit search add, or replace it with --force")
+    store.refuse_strangers()
+    return store
+
+
+def existing(folder: str | Path) -> Store:
+    """Where an index is. Raises StoreError when there is none."""
+    store = Store(folder)
+    store.current()
+    return store
+
+
 def build(
     folder: str | Path,
     papers: Sequence[Paper],
@@ -83,12 +101,8 @@ def build(
     force: bool = False,
     reporter: Reporter | None = None,
 ) -> Changes:
-    """Makes an index. Raises ValueError when the folder already has one (unless forced) or holds something else."""
-    if kind not in KINDS:
-        raise ValueError(choice("--ann", kind, list(KINDS)))
-    store = Store(folder)
-    if store.exists() and not force:
-        raise StoreError(f"{folder} already is an index; add to it with: tacit search add, or replace it with --force")
+    """Makes an index. Raises ValueError as `free` does."""
+    store = free(folder, kind, force)
     with store.writing():
         dense = None
         if encoder is not None:
@@ -104,9 +118,7 @@ def add(folder: str | Path, papers: Sequence[Paper], load: Callable[[str], Encod
 
     Raises ValueError when it is another model.
     """
-    store = Store(folder)
-    if not store.exists():
-        read(folder)  # raises the sentence that says so
+    store = existing(folder)
     with store.writing():
         old = store.read(_read)
         known, new = by_id(old.papers), by_id(papers)
@@ -122,9 +134,7 @@ def add(folder: str | Path, papers: Sequence[Paper], load: Callable[[str], Encod
 
 def delete(folder: str | Path, names: Sequence[str]) -> Changes:
     """Takes papers out. Raises ValueError, and takes none, when one of them is not there or none would remain."""
-    store = Store(folder)
-    if not store.exists():
-        read(folder)
+    store = existing(folder)
     with store.writing():
         old = store.read(_read)
         gone = {old.row(name) for name in names}
@@ -186,7 +196,7 @@ def _writer(contents: Contents) -> Callable[[Path], None]:
 def _read(folder: Path) -> Contents:
     about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
     if about["format"] != FORMAT:
-        raise StoreError(f"{folder} has format {about['format']}, this version of tacit reads format {FORMAT}; make the index anew")
+        raise StoreError(f"{folder} has format {about['format']}, this version of tacit reads format {FORMAT}; make the index anew, with --force")
     with (folder / PAPERS).open(encoding="utf-8") as file:
         papers = [Paper(**json.loads(line)) for line in file]
     dense = None

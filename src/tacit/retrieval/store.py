@@ -3,7 +3,7 @@
     papers.index/
       CURRENT      the name of the generation that counts: replaced in one step, after that generation is on the disk
       LOCK         held by whoever writes; readers need none
-      00000012/    a generation: files and SIZES, which lists them
+      00000012/    a generation: files, and FILES, which lists them with their sizes and checksums
 
 A write makes a new generation beside the old one. Whenever the process dies, CURRENT names a complete one, the old or the new; what a dead
 writer left lying is removed by the next.
@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,8 +24,9 @@ from typing import TypeVar
 
 from tacit.core.disk import flush
 
-CURRENT, LOCK, SIZES, TEMPORARY = "CURRENT", "LOCK", "SIZES", ".writing"
+CURRENT, LOCK, FILES, TEMPORARY = "CURRENT", "LOCK", "FILES", ".writing"
 GENERATION = re.compile(r"\d{8}")
+BLOCK = 2**20  # bytes read at once
 READS = 5  # tries of a reader whose generation a writer removed under it
 Read = TypeVar("Read")
 
@@ -42,27 +44,35 @@ class Store:
     def exists(self) -> bool:
         return (self.folder / CURRENT).is_file()
 
+    def refuse_strangers(self) -> None:
+        """Raises StoreError when this is a file, or a folder with files of others."""
+        if not self.folder.exists():
+            return
+        if not self.folder.is_dir():
+            raise StoreError(f"{self.folder} is a file; give the folder of an index with --index")
+        strangers = [p.name for p in self.folder.iterdir() if p.name not in (CURRENT, LOCK) and not self._is_ours(p.name)]
+        if strangers:
+            raise StoreError(f"{self.folder} is not an index: it holds {sorted(strangers)[0]!r}; give a folder of its own with --index")
+
     def read(self, reader: Callable[[Path], Read]) -> Read:
-        """What `reader` makes of the current generation. Raises StoreError when there is none or a file is missing or cut."""
+        """What `reader` makes of the current generation. Raises StoreError when there is none, or a file is missing or not as it was written."""
         for left in reversed(range(READS)):
-            generation = self._current()
+            generation = self.current()
             try:
                 self._check(generation)
                 return reader(generation)
             except (FileNotFoundError, StoreError) as error:
-                if self._current() == generation or not left:  # nobody wrote meanwhile: it is damaged
+                if self.current() == generation or not left:  # nobody wrote meanwhile: it is damaged
                     if isinstance(error, StoreError):
                         raise
-                    raise StoreError(f"{error.filename} is missing from the index {self.folder}; make the index anew") from None
+                    raise self._damaged(f"{error.filename} is missing") from None
         raise AssertionError("the last try returns or raises")
 
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Holds the lock; what an earlier writer left is removed. Raises StoreError when another process writes, or the folder is no index."""
+        self.refuse_strangers()
         self.folder.mkdir(parents=True, exist_ok=True)
-        strangers = [p.name for p in self.folder.iterdir() if p.name not in (CURRENT, LOCK) and not self._is_ours(p.name)]
-        if strangers:
-            raise StoreError(f"{self.folder} is not an index: it holds {sorted(strangers)[0]!r}; give a folder of its own with --index")
         with (self.folder / LOCK).open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -77,8 +87,8 @@ class Store:
         temporary, final = self.folder / TEMPORARY, self.folder / f"{number:08d}"
         temporary.mkdir()
         write(temporary)
-        sizes = {p.name: p.stat().st_size for p in sorted(temporary.iterdir())}
-        (temporary / SIZES).write_text(json.dumps(sizes), encoding="utf-8")
+        listed = {p.name: _fingerprint(p) for p in sorted(temporary.iterdir())}
+        (temporary / FILES).write_text(json.dumps(listed), encoding="utf-8")
         for path in (*temporary.iterdir(), temporary):
             flush(path)
         os.rename(temporary, final)
@@ -89,24 +99,48 @@ class Store:
         flush(self.folder)
         self._sweep()
 
-    def _current(self) -> Path:
+    def current(self) -> Path:
+        """The generation that counts. Raises StoreError when there is none."""
         try:
-            return self.folder / (self.folder / CURRENT).read_text(encoding="utf-8").strip()
-        except FileNotFoundError:
+            name = self._named()
+        except (FileNotFoundError, NotADirectoryError):
             raise StoreError(f"there is no index in {self.folder}; make one with: tacit search index FOLDER --index {self.folder}") from None
+        if not GENERATION.fullmatch(name):
+            raise self._damaged(f"{self.folder / CURRENT} names no generation")
+        return self.folder / name
+
+    def _named(self) -> str:
+        return (self.folder / CURRENT).read_bytes().decode("ascii", "replace").strip()
 
     def _check(self, generation: Path) -> None:
-        for name, size in json.loads((generation / SIZES).read_text(encoding="utf-8")).items():
-            if (generation / name).stat().st_size != size:
-                raise StoreError(f"{generation / name} has lost or gained bytes; make the index anew")
+        try:
+            listed = dict(json.loads((generation / FILES).read_bytes()))
+        except (ValueError, TypeError):
+            raise self._damaged(f"{generation / FILES} is no list of files") from None
+        for name, fingerprint in listed.items():
+            if _fingerprint(generation / name) != fingerprint:
+                raise self._damaged(f"{generation / name} is not as it was written")
+
+    def _damaged(self, what: str) -> StoreError:
+        return StoreError(f"{what}; make the index anew with: tacit search index FOLDER --index {self.folder} --force")
 
     def _sweep(self) -> None:
-        """Removes everything but the current generation."""
-        keep = (self.folder / CURRENT).read_text(encoding="utf-8").strip() if self.exists() else None
+        """Removes everything but the current generation; no generation where the one that counts is not there."""
+        keep = self._named() if self.exists() else None
+        lost = keep is not None and not (self.folder / keep / FILES).is_file()
         for path in self.folder.iterdir():
-            if self._is_ours(path.name) and path.name != keep:
+            if path.name.startswith(TEMPORARY) or (GENERATION.fullmatch(path.name) and path.name != keep and not lost):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     @staticmethod
     def _is_ours(name: str) -> bool:
         return bool(GENERATION.fullmatch(name)) or name.startswith(TEMPORARY)
+
+
+def _fingerprint(path: Path) -> list[int]:
+    """Size in bytes and CRC-32 of a file."""
+    size = check = 0
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            size, check = size + len(block), zlib.crc32(block, check)
+    return [size, check]
