@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
-import signal
-import time
 from pathlib import Path
 
 import numpy as np
@@ -225,40 +222,6 @@ def test_dying_at_any_step_of_a_write_leaves_old_or_new(tmp_path, monkeypatch, s
     add(folder, papers(3, 4), lambda name: Spelling())
     assert ids(folder) == ["p1", "p2", "p3", "p4"]
     assert len(list(folder.iterdir())) == 3  # CURRENT, LOCK and one generation
-
-
-def killed_during_add(folder: Path, times: int, seed: int) -> set[bool]:
-    """Kills as many adds at random moments; returns which outcomes were seen: False for old, True for new."""
-    rng, seen = random.Random(seed), set()
-    build(folder, papers(*range(200)), Spelling())
-    start = time.perf_counter()
-    add(folder, papers(*range(200, 230)), lambda name: Spelling())
-    whole = time.perf_counter() - start
-    for n in range(times):
-        before = [p.id for p in read(folder).papers]
-        fresh = papers(*range(1000 * (n + 1), 1000 * (n + 1) + 30))
-        child = os.fork()
-        if child == 0:
-            add(folder, fresh, lambda name: Spelling())
-            os._exit(0)
-        time.sleep(rng.uniform(0, 1.2 * whole))
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        after = ids(folder)
-        assert after in (before, [*before, *(p.id for p in fresh)])
-        seen.add(after != before)
-    add(folder, papers(999), lambda name: Spelling())
-    assert ids(folder)[-1] == "p999"
-    return seen
-
-
-def test_kill_during_add_leaves_old_or_new(tmp_path):
-    killed_during_add(tmp_path / "i", times=3, seed=0)
-
-
-@pytest.mark.slow
-def test_twenty_kills_during_add(tmp_path):
-    assert killed_during_add(tmp_path / "i", times=20, seed=1) == {False, True}
 
 
 def test_a_graph_behind_equal_passages_still_finds_every_paper():

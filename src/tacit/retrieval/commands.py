@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ContextDecorator
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ContextDecorator, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Find papers: by words, by any sentence-transformers model, or by both.", no_args_is_help=True)
 Page = Callable[[Mapping[str, Any], Path], Path]
 MOST_TOLD = 10  # papers left out that are named on the terminal
+WIDE, INDENT, SHORTEST = 160, 15, 30  # columns: of a line that goes to no terminal, before a title, and of a title at least
 Place = Annotated[Path, typer.Option("--index", "-i", metavar="FOLDER", help="Folder of the index.")]
 Sources = Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="Folders, documents, .bib files, JSON lines.", show_default=False)]
 Like = Annotated[str | None, typer.Option(metavar="ID", help="Instead of a text: papers like this one of the index.")]
@@ -59,13 +63,10 @@ def index(
     from tacit.retrieval.index import build, free
 
     free(folder, ann, force)  # before anything is read
-    reporter = context.obj["make_reporter"]()
-    try:
+    with _writing(folder, context.obj["make_reporter"]()) as reporter:
         papers = _gathered(sources, reporter)
         done = build(folder, papers, Encoder.load(model) if model else None, kind=ann, force=force, reporter=reporter)
-    finally:
-        reporter.close()
-    print(f"Indexed {done.total:,} papers in {folder}.")
+    print(f"Indexed {_papers(done.total)} in {folder}.")
 
 
 def add(context: typer.Context, sources: Sources, folder: Place = INDEX, model: OneModel = None) -> None:
@@ -75,13 +76,10 @@ def add(context: typer.Context, sources: Sources, folder: Place = INDEX, model: 
     from tacit.retrieval.index import existing
 
     existing(folder)
-    reporter = context.obj["make_reporter"]()
-    try:
+    with _writing(folder, context.obj["make_reporter"]()) as reporter:
         papers = _gathered(sources, reporter)
         done = added(folder, papers, lambda name: Encoder.load(model or name), reporter=reporter)
-    finally:
-        reporter.close()
-    print(f"Added {done.added:,}, changed {done.changed:,}, unchanged {done.unchanged:,}: {done.total:,} papers in {folder}.")
+    print(f"Added {done.added:,}, changed {done.changed:,}, unchanged {done.unchanged:,}: {_papers(done.total)} in {folder}.")
 
 
 def delete(ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of papers.", show_default=False)], folder: Place = INDEX) -> None:
@@ -89,7 +87,7 @@ def delete(ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids o
     from tacit.retrieval.index import delete as deleted
 
     done = deleted(folder, ids)
-    print(f"Deleted {done.deleted:,}: {done.total:,} papers in {folder}.")
+    print(f"Deleted {done.deleted:,}: {_papers(done.total)} in {folder}.")
 
 
 def query(
@@ -113,7 +111,7 @@ def query(
     if as_json:
         print(json.dumps(found, ensure_ascii=False))
     else:
-        print("\n".join(told(found)))
+        print("\n".join(told(found, shutil.get_terminal_size((WIDE, 0)).columns)))
     if html is not None:
         page = context.obj["write_page"](found, html)
         if not as_json:
@@ -129,6 +127,7 @@ def answered(searcher: Searcher, asked: Query, k: int, method: str | None, by_me
         "facet": asked.facet,
         "method": method or searcher.default,
         "papers": len(searcher.contents.papers),
+        "nothing": None if hits else none_found(asked, method or searcher.default),
         "hits": [
             {
                 "rank": hit.rank,
@@ -144,17 +143,24 @@ def answered(searcher: Searcher, asked: Query, k: int, method: str | None, by_me
     }
 
 
-def told(found: Mapping[str, Any]) -> Iterable[str]:
-    """A search for people: a paper on two lines, the second with its best sentence."""
+def none_found(asked: Query, method: str) -> str:
+    if method == "bm25" and not asked.words:
+        return "Nothing was found: the query has no word to search for; common English words, lone letters, numbers and signs are none."
+    return "Nothing was found: no paper of the index shares a word with the query."
+
+
+def told(found: Mapping[str, Any], width: int = WIDE) -> Iterable[str]:
+    """A search for people: a paper on two lines, the second with its best sentence; cut to a width, but for ids."""
     if found["facet"]:
         yield f"By facet: {found['facet']}"
     if not found["hits"]:
-        yield "Nothing was found: no paper of the index shares a word with the query."
+        yield found["nothing"]
     for hit in found["hits"]:
-        yield f"{hit['rank']:>3}  {hit['score']:8.4f}  {shortened(hit['title'], 90)}  ({hit['id']})"
+        title = shortened(hit["title"], max(SHORTEST, width - INDENT - len(f"  ({hit['id']})")))
+        yield f"{hit['rank']:>3}  {hit['score']:8.4f}  {title}  ({hit['id']})"
         best = max(hit["sentences"], key=lambda sentence: sentence["weight"])
         if best["weight"] > 0:
-            yield f"{'':15}{shortened(best['text'], 150)}"
+            yield f"{'':{INDENT}}{shortened(best['text'], max(SHORTEST, width - INDENT))}"
 
 
 def shortened(text: str, length: int) -> str:
@@ -198,14 +204,29 @@ def reasons(found: Mapping[str, Any]) -> Iterable[str]:
             yield f"{sentence['weight']:.2f}  {sentence['text']}" + (f"  [{sentence['facet']}]" if sentence.get("facet") else "")
 
 
+@contextmanager
+def _writing(folder: Path, reporter: Reporter) -> Iterator[Reporter]:
+    """Ctrl-C ends the command with a sentence: an index is written in one step, so what is there is whole."""
+    try:
+        yield reporter
+    except KeyboardInterrupt:
+        reporter.close()
+        print(f"Stopped; {folder} is as it was, or complete if it was just being written. The same command begins anew.", file=sys.stderr)
+        raise typer.Exit(128 + signal.SIGINT) from None
+    finally:
+        reporter.close()
+
+
 def _gathered(sources: list[Path], reporter: Reporter) -> list[Paper]:
     from tacit.retrieval.papers import gather
 
     found = gather(sources, reporter)
     found.tell(reporter, MOST_TOLD)
-    if found.passed_over:
-        reporter.message(f"Files of other kinds, passed over: {found.passed_over:,}")
     return found.papers
+
+
+def _papers(count: int) -> str:
+    return f"{count:,} {'paper' if count == 1 else 'papers'}"
 
 
 def table(
