@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -27,13 +29,13 @@ def test_a_folder_of_every_kind(tmp_path):
     got = {p.id: (p.title, p.text) for p in found.papers}
     assert got == {
         "b.txt": ("b", "Dogs bark."),
-        "c.html": ("Graphs & trees", "A \nnet\nwork"),
+        "c.html": ("Graphs & trees", "A network"),
         "key": ("On Cats", "They purr.\n\nLi, A"),
-        "deep/a.md": ("Cats", "intro\n\n# Cats\n\nsleep"),
+        "deep/a.md": ("Cats", "intro\n\n\n\nsleep"),
         "7": ("T", "One. Two."),
         "e:3": ("", "no id"),
     }
-    assert found.left_out == [] and found.passed_over == 1
+    assert found.left_out == [] and found.passed_over == {".png": 1}
     assert found.papers[-1].source == f"{tmp_path / 'e.jsonl'}, line 3"
 
 
@@ -53,7 +55,7 @@ def test_empty_documents_and_taken_ids_are_named(tmp_path):
     found = gather([tmp_path])
     assert [(p.id, p.title) for p in found.papers] == [("a", "Same")]
     assert found.left_out == [
-        f"{tmp_path / 'empty.txt'} holds no text; a scanned PDF needs OCR first",
+        f"{tmp_path / 'empty.txt'} holds no text",
         f"{tmp_path / 'r.jsonl'}, line 3: the id 'a' is taken by {tmp_path / 'r.jsonl'}, line 1, with another text; give each paper an id of its own",
         f"{tmp_path / 'r.jsonl'}, line 4 has neither title nor text",
     ]
@@ -78,8 +80,63 @@ def test_a_single_file_that_is_broken_is_an_error(tmp_path, name, data, words):
 def test_sources_that_hold_nothing(tmp_path):
     with pytest.raises(ValueError, match="there is no file or folder"):
         gather([tmp_path / "none"])
-    with pytest.raises(ValueError, match=r"there is nothing to index in .*: no file ends in \.txt"):
+    with pytest.raises(ValueError, match=r"there is nothing to index in .*: no file ends in \.txt, .*\.ndjson$"):
         gather([tmp_path])
+    for name in ("a.docx", "b.DOCX", "c"):
+        (tmp_path / name).write_text("passed over")
+    with pytest.raises(ValueError, match=r"no file ends in .*\.ndjson; passed over: 2 \.docx, 1 without ending$"):
+        gather([tmp_path])
+
+
+def test_a_broken_line_of_a_folder_costs_itself_alone(tmp_path):
+    lines = [b'{"id": 1, "title": "A"}', b"no JSON", b"[]", b"\xff", b'{"id": 2, "title": 3}', b"", b'{"id": 3, "title": "B"}']
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    (tmp_path / "b.txt").write_text("C")
+    found = gather([tmp_path])
+    assert [p.id for p in found.papers] == ["1", "3", "b.txt"]
+    told = "\n".join(found.left_out)
+    assert len(found.left_out) == 4 and all(f"a.jsonl, line {n}:" in told for n in (2, 3, 4, 5))
+
+
+def test_what_may_not_be_read_is_named(tmp_path, monkeypatch):
+    """Root may read everything, so the system's refusal is played."""
+    (tmp_path / "a.txt").write_text("A")
+    (tmp_path / "b.txt").write_text("B")
+    (tmp_path / "shut").mkdir()
+    (tmp_path / "shut" / "c.txt").write_text("C")
+
+    def refused(function: Any, name: str) -> Any:
+        def call(path: Path) -> Any:
+            if Path(path).name == name:
+                raise PermissionError(13, "Permission denied", str(path))
+            return function(path)
+
+        return call
+
+    monkeypatch.setattr(Path, "read_bytes", refused(Path.read_bytes, "b.txt"))
+    monkeypatch.setattr(os, "scandir", refused(os.scandir, "shut"))
+    found = gather([tmp_path])
+    assert [p.id for p in found.papers] == ["a.txt"]
+    assert found.left_out == [
+        f"{tmp_path / 'shut'}: permission denied",
+        f"{tmp_path / 'b.txt'}: permission denied; give the path of a text, Markdown, HTML or PDF file",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "left"),
+    [
+        ("a.md", "# On cats #\n\nThey sleep.", "They sleep."),
+        ("a.md", "On *big*\ncats\n===\n\nThey sleep.\n\n# On *big* cats", "They sleep.\n\n# On *big* cats"),
+        ("a.html", "<title>On cats</title><h1>On  cats</h1><p>On cats we write.</p>", "On cats we write."),
+        ("a.md", "# Only a title", ""),
+        ("a.txt", "a\n\nThe file name is no title of the text.", "a\n\nThe file name is no title of the text."),
+    ],
+)
+def test_a_title_is_not_said_twice(tmp_path, name, text, left):
+    (tmp_path / name).write_text(text)
+    [paper] = gather([tmp_path]).papers
+    assert paper.text == left and (paper.title == "a") == name.endswith("txt")
 
 
 def test_text_that_is_no_unicode_is_replaced(tmp_path):

@@ -48,6 +48,32 @@ def test_add_change_delete():
     assert search("query", "quokkas", "-i", "my.index").output.startswith("Nothing was found")
 
 
+def test_one_paper_is_one():
+    assert "Indexed 1 paper in papers.index." in search("index", "papers/cats.md").output
+    assert "Added 1, changed 0, unchanged 0: 2 papers in" in search("add", "papers/graphs.txt").output
+    assert "Deleted 1: 1 paper in papers.index." in search("delete", "papers/cats.md").output
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"), [("the of 7 🦘", "the query has no word to search for"), ("quokkas", "no paper of the index shares a word")]
+)
+def test_why_nothing_was_found(asked, told):
+    search("index", "papers")
+    assert search("query", asked).output.startswith(f"Nothing was found: {told}")
+    assert told in json.loads(search("query", asked, "--json").output)["nothing"]
+    search("query", asked, "--html", "found.html")
+    assert told in Path("found.html").read_text()
+
+
+def test_lines_fit_the_terminal(monkeypatch):
+    Path("papers/long.md").write_text(f"# On long {'titles ' * 40}\n\n{'Quokkas smile and ' * 30} sleep.")
+    search("index", "papers")
+    for width in (60, 100):
+        monkeypatch.setenv("COLUMNS", str(width))
+        lines = search("query", "long quokkas").output.splitlines()
+        assert all(width - 1 <= len(line) <= width for line in lines) and lines[0].endswith("…  (long.md)"), lines
+
+
 def test_json_and_page(bert):
     search("index", "papers", "--model", str(bert), "--ann", "hnsw")
     done = search("query", "cats that sleep", "--json", "--html", "out/found.html")
@@ -58,6 +84,16 @@ def test_json_and_page(bert):
     assert "Cats sleep all day.</mark>" in page and "Dogs &lt;b&gt;bark&lt;/b&gt;." in page and "<b>bark" not in page
     assert "Page: like.html" in search("query", "--like", "cats.md", "--html", "like.html").output
     assert "<h1>Like cats.md</h1>" in Path("like.html").read_text()
+
+
+def test_the_page_leads_to_the_papers():
+    Path("papers/an odd'name.md").write_text("# Odd\n\nQuokkas smile.")
+    Path("papers/lines.jsonl").write_text('{"id": "1", "title": "Quokkas"}')
+    search("index", "papers")
+    search("query", "quokkas", "--html", "out/found.html")
+    page = Path("out/found.html").read_text()
+    assert "<a href='../papers/an%20odd%27name.md'>papers/an odd&#x27;name.md</a>" in page
+    assert "· papers/lines.jsonl, line 1 ·" in page
 
 
 def test_explain(bert):
@@ -103,6 +139,6 @@ def test_the_page_shows_what_lies_around_the_best_sentence(tmp_path):
     many = [{"text": f"s{n}.", "weight": 1.0 if n == 70 else 0.0} for n in range(100)]
     shown = text(many)
     assert shown.startswith("<p>… s50. ") and shown.endswith(f"s{50 + MOST - 1}. …</p>") and "<mark" in shown
-    nothing = {"query": "<q>", "like": None, "facet": None, "method": "bm25", "papers": 0, "hits": []}
+    nothing = {"query": "<q>", "like": None, "facet": None, "method": "bm25", "papers": 0, "hits": [], "nothing": "Nothing was found, alas."}
     page = write_page(nothing, tmp_path / "p.html").read_text()
-    assert "Nothing was found" in page and "<h1>&lt;q&gt;</h1>" in page
+    assert "Nothing was found, alas." in page and "<h1>&lt;q&gt;</h1>" in page

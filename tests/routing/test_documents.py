@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tacit.core.documents import DocumentError
+from tacit.core.documents import DocumentError, read_document
 from tacit.routing.decision import UNKNOWN
 from tacit.routing.documents import Outline, by_bytes, describe, head_of, kind_of, outline, outline_text
 
@@ -59,11 +59,28 @@ def test_html(tmp_path):
     assert outline(written(tmp_path, "b.htm", "<h1>One</h1>")).title == "b"
 
 
+def test_html_lines(tmp_path):
+    page = "<h1>A <i>Title</i></h1><div><p>A <b>net</b>work<br>of neu<em>rons</em>.</p></div><ul><li>one<li>two</ul><table><tr><td>1<td>2</table>"
+    text = read_document(written(tmp_path, "a.html", page))[1]
+    assert text.split("\n\n") == ["A Title", "A network\nof neurons.", "one", "two", "1\n2"]
+
+
+def test_encodings(tmp_path):
+    for name, encoding in (("a.md", "utf-8-sig"), ("b.md", "utf-16"), ("c.md", "utf-8")):
+        (tmp_path / name).write_bytes("# Größe\n\nδ".encode(encoding))
+        assert read_document(tmp_path / name) == ("Größe", "# Größe\n\nδ")
+
+
 def test_pdf(tmp_path):
     found = outline(pdf(tmp_path / "a.pdf", "Annual report of a company", "The report"))
     assert (found.title, found.type, found.head) == ("The report", "financial", "Annual report of a company")
     assert found.tokens == 26 // 4
     assert outline(pdf(tmp_path / "b.pdf", "x")).title == "b"
+
+
+def test_words_that_lines_of_a_pdf_break_are_made_whole(tmp_path):
+    lines = "gener-) Tj 0 -14 Td (alises to CIFAR-) Tj 0 -14 Td (10 and GPT-) Tj 0 -14 Td (Neo; 3-) Tj 0 -14 Td (gram"
+    assert read_document(pdf(tmp_path / "a.pdf", lines))[1] == "generalises to CIFAR-\n10 and GPT-\nNeo; 3-\ngram"
 
 
 @pytest.mark.parametrize(
@@ -72,7 +89,7 @@ def test_pdf(tmp_path):
         ("a.txt", b"  \n", "holds no text"),
         ("a.pdf", b"no pdf at all", "is no readable PDF"),
         ("a.pdf", b"", "is no readable PDF"),
-        ("a.docx", b"PK\x00\x00", "is no text: its ending '.docx'"),
+        ("a.docx", b"PK\x00\x00", "is no text, for it holds null bytes"),
     ],
 )
 def test_what_cannot_be_read_is_told_in_a_sentence(tmp_path, name, data, words):

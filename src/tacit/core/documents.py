@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import logging
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -21,6 +23,9 @@ DAMAGE = (  # what damaged files make pypdf raise, beside errors of its own
     struct.error,
     zlib.error,
 )
+BLOCKS = """address article aside blockquote caption dd div dl dt fieldset figcaption figure footer form h1 h2 h3 h4 h5 h6 header hr li main nav
+ol p pre section table tr ul"""  # HTML elements that stand on lines of their own; all others are parts of a line
+HYPHENATED = re.compile(r"(?<=[^\W\d_])-\n(?=[a-zß-öø-ÿ])")  # a word that a line of a PDF breaks
 
 
 class DocumentError(ValueError):
@@ -38,15 +43,18 @@ def read_document(path: str | Path, head: int = 2**16) -> tuple[str, str]:
     except OSError as error:
         raise DocumentError(f"{path}: {(error.strerror or str(error)).lower()}; give the path of a text, Markdown, HTML or PDF file") from None
     if not text.strip():
-        raise DocumentError(f"{path} holds no text; a scanned PDF needs OCR first")
+        is_pdf = path.suffix.lower() == ".pdf"
+        raise DocumentError(f"{path} holds no text; a scanned PDF needs OCR first" if is_pdf else f"{path} holds no text")
     return title, text
 
 
 def _text(path: Path, head: int = 0) -> tuple[str, str]:
     data = path.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "", data.decode("utf-16", "replace")
     if b"\0" in data[:4096]:
-        raise DocumentError(f"{path} is no text: its ending {path.suffix!r} is none of .txt, .md, .html, .pdf, and it holds null bytes")
-    return "", data.decode("utf-8", "replace")
+        raise DocumentError(f"{path} is no text, for it holds null bytes; give a text, Markdown, HTML or PDF file")
+    return "", data.decode("utf-8-sig", "replace")
 
 
 def _markdown(path: Path, head: int) -> tuple[str, str]:
@@ -69,7 +77,12 @@ def _html(path: Path, head: int) -> tuple[str, str]:
     title = soup.title.get_text() if soup.title else ""
     for hidden in soup(["script", "style", "template", "noscript", "title"]):
         hidden.decompose()
-    return title, soup.get_text("\n")
+    for start in soup(["br", "td", "th"]):
+        start.insert_before("\n")
+    for block in soup(BLOCKS.split()):
+        block.insert_before("\n\n")
+        block.insert_after("\n\n")
+    return title, re.sub(r"\n\s*\n", "\n\n", soup.get_text()).strip()
 
 
 def _pdf(path: Path, head: int) -> tuple[str, str]:
@@ -82,7 +95,7 @@ def _pdf(path: Path, head: int) -> tuple[str, str]:
     try:
         reader = PdfReader(path)
         title = str((reader.metadata or {}).get("/Title") or "")
-        return title, "\n".join(page.extract_text() for page in reader.pages)
+        return title, HYPHENATED.sub("", "\n".join(page.extract_text() for page in reader.pages))
     except (PyPdfError, *DAMAGE) as error:
         raise DocumentError(f"{path} is no readable PDF ({type(error).__name__}: {error}); convert it to text first") from None
 

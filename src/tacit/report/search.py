@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from tacit.report.html import absent, document
 
@@ -18,17 +20,25 @@ def write_page(result: Mapping[str, Any], output: Path) -> Path:
     asked = f"Like {result['like']}" if result["like"] else result["query"]
     how = escape(result["method"]) + (f", by facet: {escape(result['facet'])}" if result["facet"] else "")
     header = f"<h1>{escape(asked)}</h1><p class='about'>{len(result['hits'])} of {result['papers']:,} papers, by {how}</p>"
-    body = "".join(map(paper, result["hits"])) or absent("Nothing was found: no paper of the index shares a word with the query.")
+    body = "".join(paper(hit, output.parent) for hit in result["hits"]) or absent(result["nothing"])
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(document(asked[:80], header, [("result", "Papers", body)]), encoding="utf-8", errors="replace")
     return output
 
 
-def paper(hit: Mapping[str, Any]) -> str:
+def paper(hit: Mapping[str, Any], folder: Path) -> str:
+    """One hit on a page in `folder`: title, where it is from, ranks, and its text."""
     parts = " · ".join(f"{name} rank {part['rank']}, {part['score']:.3f}" for name, part in hit["parts"].items())
-    told = f"{escape(hit['id'])} · {escape(hit['source'])} · {parts}"
+    told = f"{escape(hit['id'])} · {link(hit['source'], folder)} · {parts}"
     head = f"<h3>{hit['rank']}. {escape(hit['title'])}</h3><p class='soft'>{told}</p>"
     return f"<article class='card' style='margin-bottom:14px'>{head}{text(hit['sentences'])}</article>"
+
+
+def link(source: str, folder: Path) -> str:
+    """To a source that is a file still; other sources by name."""
+    if not Path(source).is_file():
+        return escape(source)
+    return f"<a href='{escape(quote(Path(os.path.relpath(source, folder)).as_posix()))}'>{escape(source)}</a>"
 
 
 def text(sentences: Iterable[Mapping[str, Any]]) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,18 +37,20 @@ class Paper:
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """Papers with ids that differ; a sentence for each thing left out; and how many files of a folder were of other kinds."""
+    """Papers with ids that differ; a sentence for each thing left out; and how many files of folders have which ending that is not read."""
 
     papers: list[Paper]
     left_out: list[str]
-    passed_over: int
+    passed_over: dict[str, int]
 
     def tell(self, reporter: Reporter, most: int) -> None:
-        """Warns of what was left out, naming `most` of it."""
+        """Warns of what was left out, naming `most` of it, and tells what was passed over."""
         for sentence in self.left_out[:most]:
             reporter.warning(f"left out: {sentence}")
         if (more := len(self.left_out) - most) > 0:
             reporter.warning(f"left out: {more} more")
+        if self.passed_over:
+            reporter.message(f"Files of other kinds, passed over: {_counted(self.passed_over)}")
 
 
 def gather(sources: Sequence[str | Path], reporter: Reporter | None = None) -> Gathered:
@@ -54,13 +59,12 @@ def gather(sources: Sequence[str | Path], reporter: Reporter | None = None) -> G
     Raises ValueError when a source is not there, is a broken file of its own, or nothing at all can be read.
     """
     reporter = reporter or SilentReporter()
-    files, passed_over = _files(sources)
+    files, passed_over, left_out = _files(sources)
     papers: dict[str, Paper] = {}
-    left_out: list[str] = []
     reporter.phase("reading", len(files))
     for n, (path, name) in enumerate(files):
         try:
-            for paper in _papers(path, name):
+            for paper in _papers(path, name, left_out if len(files) > 1 else None):
                 _take(paper, papers, left_out)
         except (DocumentError, DataError) as error:
             if len(files) == 1:
@@ -68,9 +72,9 @@ def gather(sources: Sequence[str | Path], reporter: Reporter | None = None) -> G
             left_out.append(str(error))
         reporter.step(n, {"papers": len(papers)})
     if not papers:
-        raise ValueError(
-            f"there is nothing to index in {', '.join(map(str, sources))}: {left_out[0] if left_out else f'no file ends in {_endings()}'}"
-        )
+        others = f"; passed over: {_counted(passed_over)}" if passed_over else ""
+        why = left_out[0] if left_out else f"no file ends in {', '.join(ENDINGS)}{others}"
+        raise ValueError(f"there is nothing to index in {', '.join(map(str, sources))}: {why}")
     return Gathered(list(papers.values()), left_out, passed_over)
 
 
@@ -84,33 +88,46 @@ def _take(paper: Paper, papers: dict[str, Paper], left_out: list[str]) -> None:
         left_out.append(f"{paper.source}: the id {paper.id!r} is taken by {known.source}, with another text; give each paper an id of its own")
 
 
-def _files(sources: Sequence[str | Path]) -> tuple[list[tuple[Path, str]], int]:
-    """(file, its name as an id), in an order that does not depend on the file system; and how many others there were."""
-    found, others = [], 0
+def _files(sources: Sequence[str | Path]) -> tuple[list[tuple[Path, str]], Counter[str], list[str]]:
+    """(file, its name as an id), in an order that does not depend on the file system; other endings; and a sentence for each closed folder."""
+    found, others, closed = [], Counter[str](), []
     for source in map(Path, sources):
         if not source.is_dir():
             if not source.exists():
                 raise ValueError(f"there is no file or folder {source} (looked in {Path.cwd()})")
             found.append((source, source.as_posix()))
             continue
-        inside = sorted(p for p in source.rglob("*") if p.is_file() and not any(part.startswith(".") for part in p.relative_to(source).parts))
+        walk = os.walk(source, onerror=lambda error: closed.append(f"{error.filename}: {(error.strerror or str(error)).lower()}"))
+        inside = sorted(
+            path
+            for folder, _, names in walk
+            for path in (Path(folder, name) for name in names)
+            if path.is_file() and not any(part.startswith(".") for part in path.relative_to(source).parts)
+        )
         mine = [p for p in inside if p.name.lower().endswith(ENDINGS)]
-        others += len(inside) - len(mine)
+        others.update(p.suffix.lower() or "without ending" for p in inside if not p.name.lower().endswith(ENDINGS))
         found += [(p, p.relative_to(source).as_posix()) for p in mine]
-    return found, others
+    return found, others, closed
 
 
-def _papers(path: Path, name: str) -> Iterator[Paper]:
+def _papers(path: Path, name: str, broken: list[str] | None) -> Iterator[Paper]:
+    """Those of a file. A broken line of JSON lines raises DataError, unless a list is given to note it."""
     ending = path.name.lower()
     if ending.endswith(LINES):
-        yield from _from_lines(path)
+        yield from _from_lines(path, broken)
     elif ending.endswith(".bib"):
         for key, fields in entries(_source_text(path)):
             text = "\n\n".join(filter(None, (fields.get("abstract", ""), fields.get("author", ""), fields.get("keywords", ""))))
             yield _paper(key, fields.get("title", ""), text, f"{path}, entry {key}")
     else:
         title, text = read_document(path)
-        yield _paper(name, title or path.stem, text, str(path))
+        yield _paper(name, title or path.stem, _without(title, text), str(path))
+
+
+def _without(title: str, text: str) -> str:
+    """A text without the line, heading or not, that says its title."""
+    words = r"\s+".join(map(re.escape, title.split()))
+    return re.sub(rf"^[# \t]*{words}[# \t]*(?:\n[=-]+[ \t]*)?$", "", text, count=1, flags=re.MULTILINE) if words else text
 
 
 def _source_text(path: Path) -> str:
@@ -120,12 +137,17 @@ def _source_text(path: Path) -> str:
         raise DocumentError(f"{path}: {(error.strerror or str(error)).lower()}") from None
 
 
-def _from_lines(path: Path) -> Iterator[Paper]:
-    for line, row in read_jsonl(path):
+def _from_lines(path: Path, broken: list[str] | None) -> Iterator[Paper]:
+    for line, row in read_jsonl(path, broken):
         place = f"{path}, line {line}"
         given = next((row[column] for column in IDS if row.get(column) not in (None, "")), f"{path.name.split('.')[0]}:{line}")
         body = next((row[column] for column in BODIES if row.get(column)), "")
-        yield _paper(str(given), _text(row.get("title") or "", "title", place), _text(body, "abstract or text", place), place)
+        try:
+            yield _paper(str(given), _text(row.get("title") or "", "title", place), _text(body, "abstract or text", place), place)
+        except DataError as error:
+            if broken is None:
+                raise
+            broken.append(str(error))
 
 
 def _text(value: Any, column: str, place: str) -> str:
@@ -143,8 +165,8 @@ def _paper(name: str, title: str, text: str, source: str) -> Paper:
     return Paper(*clean)
 
 
-def _endings() -> str:
-    return ", ".join(ENDINGS)
+def _counted(endings: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {ending}" for ending, count in sorted(endings.items()))
 
 
 def by_id(papers: Iterable[Paper]) -> dict[str, Paper]:

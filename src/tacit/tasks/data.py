@@ -29,14 +29,15 @@ def locate(name: str) -> Path:
     raise DataError(f"the file {name} is not in {root.resolve()}: set TACIT_DATA to the folder that holds {Path(name).parts[0]}/")
 
 
-def read_jsonl(path: str | Path) -> list[tuple[int, dict[str, Any]]]:
+def read_jsonl(path: str | Path, broken: list[str] | None = None) -> list[tuple[int, dict[str, Any]]]:
     """(line number from 1, object) of every line that is not blank; a name that ends in .gz is read through gzip.
 
-    Raises DataError: missing file, damaged gzip, text that is not UTF-8, a line that is not a JSON object, no line at all.
+    Raises DataError: missing file, damaged gzip, no line at all; text that is not UTF-8, or a line that is not a JSON object, unless a list
+    `broken` is given, which then takes a sentence for each such line in place of an error.
     """
     path = Path(path)
-    rows = list(_parsed(path))
-    if not rows:
+    rows = list(_parsed(path, broken))
+    if not rows and not broken:
         raise DataError(f"{path} is empty: it must hold one JSON object a line")
     return rows
 
@@ -46,20 +47,31 @@ def read_set(name: str) -> list[dict[str, Any]]:
     return [row for _, row in read_jsonl(locate(name))]
 
 
-def _parsed(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _parsed(path: Path, broken: list[str] | None) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, raw in _lines(path):
         try:
-            text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            value = json.loads(text) if text else None
-        except UnicodeDecodeError:
-            raise DataError(f"{path}, line {number}: this is not text in UTF-8; convert the file or remove the line") from None
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {number}: this is not valid JSON ({error.msg} at column {error.colno}); mend or remove the line") from None
-        if not text:
-            continue
-        if not isinstance(value, dict):
-            raise DataError(f'{path}, line {number}: expected a JSON object like {{"prompt": ...}}, this is {type(value).__name__}')
-        yield number, value
+            row = _object(raw, number, path)
+        except DataError as error:
+            if broken is None:
+                raise
+            broken.append(str(error))
+        else:
+            if row is not None:
+                yield number, row
+
+
+def _object(raw: bytes, number: int, path: Path) -> dict[str, Any] | None:
+    """The object of a line; None of a blank one."""
+    try:
+        text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        value = json.loads(text) if text else None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}, line {number}: this is not text in UTF-8; convert the file or remove the line") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}, line {number}: this is not valid JSON ({error.msg} at column {error.colno}); mend or remove the line") from None
+    if text and not isinstance(value, dict):
+        raise DataError(f'{path}, line {number}: expected a JSON object like {{"prompt": ...}}, this is {type(value).__name__}')
+    return value
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
