@@ -111,12 +111,22 @@ def test_a_model_that_was_moved_and_one_that_is_another(bert, other_bert, tmp_pa
     shutil.copytree(bert, "here")
     search("index", "papers", "--model", "here")
     shutil.move("here", "there")
-    assert "no sentence-transformers model could be loaded" in search("query", "cats", code=2).output
+    assert (
+        f"no sentence-transformers model could be loaded from '{tmp_path / 'here'}': there is no such folder"
+        in search("query", "cats", code=2).output
+    )
     assert "On cats" in search("query", "cats", "--model", "there").output
     Path("papers/new.txt").write_text("Quokkas smile.")
     assert "gives other vectors for the same texts" in search("query", "cats", "--model", str(other_bert), code=2).output
     assert "gives other vectors for the same texts" in search("add", "papers", "--model", str(other_bert), code=2).output
     assert "3 papers" in search("add", "papers", "--model", "there").output
+
+
+@pytest.mark.parametrize("name", ["papers/model", "./model", "~/model", "/model", "a/b/c"])
+def test_a_folder_that_is_not_there_is_not_sought_on_the_hub(name, monkeypatch):
+    monkeypatch.setattr("sentence_transformers.SentenceTransformer.__init__", lambda *_, **__: pytest.fail("sought"))
+    output = search("index", "papers", "--model", name, code=2).output
+    assert f"no sentence-transformers model could be loaded from '{name}': there is no such folder; name where it is with --model" in output
 
 
 def test_mistakes_take_one_sentence():

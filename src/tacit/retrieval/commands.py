@@ -64,8 +64,8 @@ def index(
 
     free(folder, ann, force)  # before anything is read
     with _writing(folder, context.obj["make_reporter"]()) as reporter:
-        papers = _gathered(sources, reporter)
-        done = build(folder, papers, Encoder.load(model) if model else None, kind=ann, force=force, reporter=reporter)
+        encoder = Encoder.load(model) if model else None
+        done = build(folder, _gathered(sources, reporter), encoder, kind=ann, force=force, reporter=reporter)
     print(f"Indexed {_papers(done.total)} in {folder}.")
 
 

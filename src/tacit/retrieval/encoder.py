@@ -54,11 +54,16 @@ class Encoder:
         from tacit.retrieval import modules
 
         transformers_logging.disable_progress_bar()  # of loading; encoding has its own
-        name = str(_place(Path(name)).resolve()) if Path(name).exists() else str(name)  # an index is also used from other folders
+        found = Path(name).exists()
+        name = str(_place(Path(name)).resolve()) if found else str(name)  # an index is also used from other folders
+        failed = f"no sentence-transformers model could be loaded from {name!r}"
+        if not found and _means_a_folder(name):
+            raise ValueError(f"{failed}: there is no such folder; name where it is with --model")
         try:
             model = modules.load(name, device) if modules.is_faceted(name) else SentenceTransformer(name, device=device)
         except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise ValueError(f"no sentence-transformers model could be loaded from {name!r}: {reason(error)}") from None
+            absent = "" if found else "there is no such folder, and the hub gave none: "
+            raise ValueError(f"{failed}: {absent}{reason(error)}") from None
         return cls(model, name)
 
     @property
@@ -115,6 +120,12 @@ def _place(folder: Path) -> Path:
     """A run keeps its model in a folder of its own."""
     inner = folder / "model"
     return inner if not (folder / "modules.json").exists() and (inner / "modules.json").exists() else folder
+
+
+def _means_a_folder(name: str) -> bool:
+    """Whether a name is none of the hub, where models are called `name` or `owner/name`, or begins with a folder that is there."""
+    parts = Path(name).parts
+    return len(parts) > 2 or name[:1] in (".", "~", "/") or (len(parts) == 2 and Path(parts[0]).is_dir())
 
 
 def unit(vectors: NDArray[np.floating]) -> Vectors:
