@@ -68,7 +68,7 @@ def test_empty_documents_and_taken_ids_are_named(tmp_path):
         ("a.jsonl", b'{"title": "x"}\n{', r"line 2: this is not valid JSON"),
         ("a.pdf", b"no", r"is no readable PDF"),
         ("a.txt", b" ", r"holds no text"),
-        ("a.bib", b"% nothing", r"there is nothing to index in"),
+        ("a.bib", b"% nothing", r"a.bib holds no entry of BibTeX"),
     ],
 )
 def test_a_single_file_that_is_broken_is_an_error(tmp_path, name, data, words):
@@ -92,10 +92,15 @@ def test_a_broken_line_of_a_folder_costs_itself_alone(tmp_path):
     lines = [b'{"id": 1, "title": "A"}', b"no JSON", b"[]", b"\xff", b'{"id": 2, "title": 3}', b"", b'{"id": 3, "title": "B"}']
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
     (tmp_path / "b.txt").write_text("C")
+    (tmp_path / "c.jsonl").write_text("\n")
+    (tmp_path / "d.bib").write_text("@comment{none}")
     found = gather([tmp_path])
     assert [p.id for p in found.papers] == ["1", "3", "b.txt"]
-    told = "\n".join(found.left_out)
-    assert len(found.left_out) == 4 and all(f"a.jsonl, line {n}:" in told for n in (2, 3, 4, 5))
+    for n, place in enumerate(
+        ("a.jsonl, line 2: ", "a.jsonl, line 3: ", "a.jsonl, line 4: ", "a.jsonl, line 5: ", "c.jsonl is empty", "d.bib holds no")
+    ):
+        assert place in found.left_out[n]
+    assert len(found.left_out) == 6
 
 
 def test_what_may_not_be_read_is_named(tmp_path, monkeypatch):

@@ -116,7 +116,10 @@ def _papers(path: Path, name: str, broken: list[str] | None) -> Iterator[Paper]:
     if ending.endswith(LINES):
         yield from _from_lines(path, broken)
     elif ending.endswith(".bib"):
-        for key, fields in entries(_source_text(path)):
+        found = list(entries(_source_text(path)))
+        if not found:
+            raise DocumentError(f"{path} holds no entry of BibTeX")
+        for key, fields in found:
             text = "\n\n".join(filter(None, (fields.get("abstract", ""), fields.get("author", ""), fields.get("keywords", ""))))
             yield _paper(key, fields.get("title", ""), text, f"{path}, entry {key}")
     else:

@@ -35,9 +35,9 @@ def read_jsonl(path: str | Path, broken: list[str] | None = None) -> list[tuple[
     Raises DataError: missing file, damaged gzip, no line at all; text that is not UTF-8, or a line that is not a JSON object, unless a list
     `broken` is given, which then takes a sentence for each such line in place of an error.
     """
-    path = Path(path)
+    path, known = Path(path), len(broken or ())
     rows = list(_parsed(path, broken))
-    if not rows and not broken:
+    if not rows and len(broken or ()) == known:
         raise DataError(f"{path} is empty: it must hold one JSON object a line")
     return rows
 
