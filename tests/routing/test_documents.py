@@ -60,7 +60,7 @@ def test_html(tmp_path):
 
 
 def test_html_lines(tmp_path):
-    page = "<h1>A <i>Title</i></h1><div><p>A <b>net</b>work<br>of neu<em>rons</em>.</p></div><ul><li>one<li>two</ul><table><tr><td>1<td>2</table>"
+    page = "<nav>Home</nav><h1>A <i>Title</i></h1><div><p>A <b>net</b>work<br>of neu<em>rons</em>.</p></div><ul><li>one<li>two</ul><table><tr><td>1<td>2</table>"
     text = read_document(written(tmp_path, "a.html", page))[1]
     assert text.split("\n\n") == ["A Title", "A network\nof neurons.", "one", "two", "1\n2"]
 
@@ -81,6 +81,9 @@ def test_pdf(tmp_path):
 def test_words_that_lines_of_a_pdf_break_are_made_whole(tmp_path):
     lines = "gener-) Tj 0 -14 Td (alises to CIFAR-) Tj 0 -14 Td (10 and GPT-) Tj 0 -14 Td (Neo; 3-) Tj 0 -14 Td (gram"
     assert read_document(pdf(tmp_path / "a.pdf", lines))[1] == "generalises to CIFAR-\n10 and GPT-\nNeo; 3-\ngram"
+    lines = "state-of-the-) Tj 0 -14 Td (art, or state-of-the-art; self-) Tj 0 -14 Td (supervised and Self-) Tj 0 -14 Td (taught"
+    told = read_document(pdf(tmp_path / "b.pdf", lines, "Self-supervised"))[1]
+    assert told == "state-of-the-art, or state-of-the-art; self-supervised and Selftaught"
 
 
 @pytest.mark.parametrize(

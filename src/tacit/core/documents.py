@@ -23,9 +23,9 @@ DAMAGE = (  # what damaged files make pypdf raise, beside errors of its own
     struct.error,
     zlib.error,
 )
-BLOCKS = """address article aside blockquote caption dd div dl dt fieldset figcaption figure footer form h1 h2 h3 h4 h5 h6 header hr li main nav
-ol p pre section table tr ul"""  # HTML elements that stand on lines of their own; all others are parts of a line
-HYPHENATED = re.compile(r"(?<=[^\W\d_])-\n(?=[a-zß-öø-ÿ])")  # a word that a line of a PDF breaks
+BLOCKS = """address article aside blockquote caption dd div dl dt fieldset figcaption figure footer form h1 h2 h3 h4 h5 h6 header hr li main ol p pre section table tr ul"""  # HTML elements that stand on lines of their own; all others are parts of a line
+BROKEN = re.compile(r"([^\W\d_]+)-\n([a-zß-öø-ÿ]\w*)")  # a word that a line of a PDF breaks
+HYPHENATED = re.compile(r"\b(?=(\w+-\w+))")
 
 
 class DocumentError(ValueError):
@@ -75,7 +75,7 @@ def _html(path: Path, head: int) -> tuple[str, str]:
         raise DocumentError(f"{path}: reading HTML needs beautifulsoup4; install it with: pip install 'tacit[documents]'") from None
     soup = BeautifulSoup(path.read_bytes(), "html.parser")
     title = soup.title.get_text() if soup.title else ""
-    for hidden in soup(["script", "style", "template", "noscript", "title"]):
+    for hidden in soup(["script", "style", "template", "noscript", "title", "nav"]):
         hidden.decompose()
     for start in soup(["br", "td", "th"]):
         start.insert_before("\n")
@@ -95,9 +95,20 @@ def _pdf(path: Path, head: int) -> tuple[str, str]:
     try:
         reader = PdfReader(path)
         title = str((reader.metadata or {}).get("/Title") or "")
-        return title, HYPHENATED.sub("", "\n".join(page.extract_text() for page in reader.pages))
+        return title, _mended("\n".join(page.extract_text() for page in reader.pages), title)
     except (PyPdfError, *DAMAGE) as error:
         raise DocumentError(f"{path} is no readable PDF ({type(error).__name__}: {error}); convert it to text first") from None
+
+
+def _mended(text: str, title: str) -> str:
+    """Words that lines break made whole: without the hyphen, unless the same word has it within a line or the title."""
+    hyphenated = set(HYPHENATED.findall(f"{title} {text}".lower()))
+
+    def whole(broken: re.Match[str]) -> str:
+        word = f"{broken[1]}-{broken[2]}"
+        return word if word.lower() in hyphenated else broken[1] + broken[2]
+
+    return BROKEN.sub(whole, text)
 
 
 READERS: dict[str, Callable[[Path, int], tuple[str, str]]] = {  # (path, characters of the head) -> title, text
