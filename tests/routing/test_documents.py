@@ -60,7 +60,8 @@ def test_html(tmp_path):
 
 
 def test_html_lines(tmp_path):
-    page = "<nav>Home</nav><h1>A <i>Title</i></h1><div><p>A <b>net</b>work<br>of neu<em>rons</em>.</p></div><ul><li>one<li>two</ul><table><tr><td>1<td>2</table>"
+    page = "<nav>Home</nav><h1>A <i>Title</i></h1><div><p>A <b>net</b>work<br>of neu<em>rons</em>.</p></div>"
+    page += "<ul><li>one<li>two</ul><table><tr><td>1<td>2</table>"
     text = read_document(written(tmp_path, "a.html", page))[1]
     assert text.split("\n\n") == ["A Title", "A network\nof neurons.", "one", "two", "1\n2"]
 

@@ -23,7 +23,8 @@ DAMAGE = (  # what damaged files make pypdf raise, beside errors of its own
     struct.error,
     zlib.error,
 )
-BLOCKS = """address article aside blockquote caption dd div dl dt fieldset figcaption figure footer form h1 h2 h3 h4 h5 h6 header hr li main ol p pre section table tr ul"""  # HTML elements that stand on lines of their own; all others are parts of a line
+BLOCKS = """address article aside blockquote caption dd div dl dt fieldset figcaption figure footer form h1 h2 h3 h4 h5 h6 header hr li main ol
+p pre section table tr ul"""  # HTML elements that stand on lines of their own; all others are parts of a line
 BROKEN = re.compile(r"([^\W\d_]+)-\n([a-zß-öø-ÿ]\w*)")  # a word that a line of a PDF breaks
 HYPHENATED = re.compile(r"\b(?=(\w+-\w+))")
 
