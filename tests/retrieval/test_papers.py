@@ -68,6 +68,7 @@ def test_empty_documents_and_taken_ids_are_named(tmp_path):
         ("a.jsonl", b'{"title": "x"}\n{', r"line 2: this is not valid JSON"),
         ("a.pdf", b"no", r"is no readable PDF"),
         ("a.txt", b" ", r"holds no text"),
+        ("a.csv", b"title,abstract", r"a\.csv is not read; make it JSON lines, an object with title and abstract on each line"),
         ("a.bib", b"% nothing", r"a.bib holds no entry of BibTeX"),
     ],
 )

@@ -251,6 +251,8 @@ def table(
     if benchmark not in BENCHMARKS:
         raise ValueError(choice("BENCHMARK", benchmark, list(BENCHMARKS)))
     encoders = [Encoder.load(name) for name in model or ()]
+    for name, encoder in zip(model or (), encoders, strict=True):
+        encoder.name = name  # rows are called as the user calls them
     data = BENCHMARKS[benchmark]()
     told = scored(data, all_systems(data, encoders, weight), seed=seed)
     text = json.dumps(told, indent=1)

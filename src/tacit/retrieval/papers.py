@@ -17,6 +17,7 @@ from tacit.tasks.data import DataError, read_jsonl
 
 TEXTS = (".txt", ".text", ".md", ".markdown", ".html", ".htm", ".xhtml", ".pdf")
 LINES = (".jsonl", ".jsonl.gz", ".ndjson")
+TABLES = (".json", ".csv", ".tsv")  # that hold papers at times, and are not read
 ENDINGS = (*TEXTS, ".bib", *LINES)
 IDS, BODIES = ("id", "paper_id", "doc_id", "_id", "corpus_id"), ("abstract", "text", "body", "contents")  # columns of JSON lines, the first counts
 
@@ -122,6 +123,8 @@ def _papers(path: Path, name: str, broken: list[str] | None) -> Iterator[Paper]:
         for key, fields in found:
             text = "\n\n".join(filter(None, (fields.get("abstract", ""), fields.get("author", ""), fields.get("keywords", ""))))
             yield _paper(key, fields.get("title", ""), text, f"{path}, entry {key}")
+    elif ending.endswith(TABLES):
+        raise DocumentError(f"{path} is not read; make it JSON lines, an object with title and abstract on each line")
     else:
         title, text = read_document(path)
         yield _paper(name, title or path.stem, _without(title, text), str(path))

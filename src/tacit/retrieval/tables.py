@@ -40,15 +40,15 @@ def table(benchmark: Benchmark, systems: Mapping[str, Scores], *, samples: int =
 
 def table_lines(told: Mapping[str, Any]) -> list[str]:
     """The headline metrics of a table for people, in percent."""
-    heads = "".join(f"{name + ' [95 %]':>22}" for name in told["headline"])
+    heads = "".join(f"{name:>22}" for name in told["headline"])
     width = max(len(row["system"]) for row in told["systems"]) + 3
     lines = [
-        f"{told['benchmark']}: {told['queries']} queries on {told['topics']} topics; intervals resample topics. * published ranking",
+        f"{told['benchmark']}: {told['queries']} queries on {told['topics']} topics; in percent, intervals (95 %) resample topics. * published ranking",
         f"{'':<{width}}{heads}{'MAP - our TF-IDF':>22}",
     ]
     for row in told["systems"]:
         cells = "".join(f"{span(row['metrics'][name]['mean']):>22}" for name in told["headline"])
-        difference = span(row["metrics"]["map"]["over_tfidf"], "+.1f")
+        difference = "–" if row["system"] == REFERENCE else span(row["metrics"]["map"]["over_tfidf"], "+.1f")
         lines.append(f"{row['system'] + ('*' if row['published'] else ''):<{width}}{cells}{difference:>22}")
     for row in told["systems"]:
         if "over_wrong_facet" in row["metrics"]["map"]:
