@@ -118,7 +118,7 @@ def test_own_systems_and_a_model_side_by_side(bert):
     assert rows[REFERENCE]["map"]["over_tfidf"] == (0, 0, 0)
     lines = table_lines(told)
     assert [line.endswith(" –") for line in lines] == [line.startswith(REFERENCE) for line in lines]
-    assert lines[0].startswith("small: 2 queries on 2 topics; in percent") and any(line.startswith("X* ") for line in lines)
+    assert lines[0].startswith("small: 2 queries on 2 topics; percent") and any(line.startswith("X* ") for line in lines)
     assert span((0.381, 0.3, 0.45)) == "38.1 [30.0, 45.0]"
 
 

@@ -43,7 +43,7 @@ def table_lines(told: Mapping[str, Any]) -> list[str]:
     heads = "".join(f"{name:>22}" for name in told["headline"])
     width = max(len(row["system"]) for row in told["systems"]) + 3
     lines = [
-        f"{told['benchmark']}: {told['queries']} queries on {told['topics']} topics; in percent, intervals (95 %) resample topics. * published ranking",
+        f"{told['benchmark']}: {told['queries']} queries on {told['topics']} topics; percent, 95 % intervals over topics; * published ranking",
         f"{'':<{width}}{heads}{'MAP - our TF-IDF':>22}",
     ]
     for row in told["systems"]:
