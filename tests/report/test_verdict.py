@@ -28,7 +28,7 @@ def span(mean: float, low: float, high: float) -> dict[str, float]:
         (span(0.1, 0.0, 0.2), "open", "+10.0 points", "which includes no change."),
         ({"mean": 0.1}, "open", "+10.0 points", "the interval of the gain is not known."),
         (0.1, "open", "+10.0 points", "the interval of the gain is not known."),
-        (span(0.0, -0.1, 0.1), "open", "+0.0 points", "did not move; "),
+        (span(0.0, -0.1, 0.1), "open", "+0.0 points", "did not move from 40.0%; "),
     ],
 )
 def test_the_interval_of_the_gain_decides(gain: Any, tone: str, headline: str, words: str) -> None:

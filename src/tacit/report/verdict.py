@@ -36,7 +36,7 @@ def verdict(run: Run) -> Verdict:
     if gain is None:
         return Verdict("none", "No verdict yet", so_far(run))
     moved = "rose" if gain.mean > 0 else "fell" if gain.mean < 0 else "did not move"
-    course = f" from {show(before.mean)} to {show(after.mean)}" if before and after and gain.mean else ""
+    course = (f" from {show(before.mean)}" + (f" to {show(after.mean)}" if gain.mean else "")) if before and after else ""
     tone, certainty = certain(run, gain)
     return Verdict(tone, signed(run, gain.mean, unit=True), f"{name} {moved}{course}; {certainty}{measured(run)}.{beside}")
 
