@@ -270,6 +270,20 @@ def test_a_killed_training_ends_with_the_bits_of_one_that_was_left_alone(command
     print(f"{killed} kills in {runs} runs; {tears} left a torn checkpoint")
 
 
+def test_a_training_that_died_and_was_moved_ends_with_its_best_model(commands: Commands) -> None:
+    """It dies after its last checkpoint, so that nothing is learnt any more, and the best one, here of step 20, is looked for where it now is."""
+    assert commands.run("train", "r.yaml", "checkpoint.keep=9", signals=[Signal(SAVED, call=6)]) == -signal.SIGKILL
+    state = Path("run/trainer/checkpoint-24/trainer_state.json")
+    best = {"best_global_step": 20, "best_metric": 1.0, "best_model_checkpoint": "run/trainer/checkpoint-20"}
+    state.write_text(json.dumps(json.loads(state.read_text()) | best))
+    Path("run").rename("moved")
+    assert commands.run("train", "r.yaml", "output=moved", "--resume") == 0 and "resumed after step 24 of 24" in commands.said
+    assert json.loads(Path("moved/result.json").read_text())["step"] == 20
+    kept = {step: Path(f"moved/trainer/checkpoint-{step}/model.safetensors").read_bytes() for step in (20, 24)}
+    assert Path("moved/model/model.safetensors").read_bytes() == kept[20] != kept[24]
+
+
+@pytest.mark.parametrize("whole", [("checkpoint.keep=1",)], indirect=True)
 @pytest.mark.parametrize("twice", [False, True])
 def test_ctrl_c_ends_the_step_and_a_second_one_stops_at_once(commands: Commands, whole: list[str], twice: bool) -> None:
     """The second one comes while the checkpoint of the first is written, which is then not whole: the one before it is gone on from."""
@@ -277,7 +291,7 @@ def test_ctrl_c_ends_the_step_and_a_second_one_stops_at_once(commands: Commands,
     assert commands.run(*whole, signals=[first, *([second] if twice else [])]) == INTERRUPTED
     lines = commands.said.splitlines()
     assert "stopping after this step, which will be saved; Ctrl-C again stops at once" in lines
-    assert lines[-1] == "Stopped. Continue with: tacit train r.yaml --resume"
+    assert lines[-1] == "Stopped. Continue with: tacit train r.yaml checkpoint.keep=1 --resume"
     assert torn("run") == twice and (last_checkpoint(Path("run/trainer")) or Path()).name == ("checkpoint-4" if twice else "checkpoint-6")
     assert commands.run(*whole, "--resume") == 0 and f"resumed after step {4 if twice else 6} of 24" in commands.said
     assert files("run") == files("whole") and timeless("run") == timeless("whole")

@@ -151,7 +151,7 @@ def arguments(options: Options, steps: int, seed: int, folder: Path, best: bool)
         seed=seed,
         save_strategy="steps" if options.every else "no",
         save_steps=options.every or steps,
-        save_total_limit=options.keep,
+        save_total_limit=max(options.keep, 2) if best else options.keep,  # with 1 the library removes the newest in the end
         eval_strategy="steps" if best else "no",
         eval_steps=options.every or steps,
         load_best_model_at_end=best,
@@ -227,6 +227,8 @@ class Watcher(TrainerCallback):
         self.reporter, self.log, self.stop, self.began = reporter, log, stop, time.perf_counter()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.best_global_step:  # of a run that goes on, whose folder may have been moved
+            state.best_model_checkpoint = str(Path(args.output_dir) / f"checkpoint-{state.best_global_step}")
         self.reporter.phase("training", state.max_steps)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
