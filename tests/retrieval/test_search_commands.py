@@ -48,6 +48,15 @@ def test_add_change_delete():
     assert search("query", "quokkas", "-i", "my.index").output.startswith("Nothing was found")
 
 
+def test_an_index_among_the_papers_is_not_read(monkeypatch):
+    monkeypatch.chdir("papers")
+    assert "Indexed 2 papers in papers.index." in search("index", ".").output
+    Path("cats.md").write_text("# On cats\n\nCats wake at night.")
+    output = search("add", ".").output
+    assert "Added 0, changed 1, unchanged 1: 2 papers" in output and "passed over" not in output and "left out" not in output
+    assert "Cats wake at night." in search("query", "night").output
+
+
 def test_one_paper_is_one():
     assert "Indexed 1 paper in papers.index." in search("index", "papers/cats.md").output
     assert "Added 1, changed 0, unchanged 0: 2 papers in" in search("add", "papers/graphs.txt").output

@@ -13,6 +13,7 @@ from typing import Any
 from tacit.core.documents import DocumentError, read_document
 from tacit.core.progress import Reporter, SilentReporter
 from tacit.retrieval.bibtex import entries
+from tacit.retrieval.store import Store
 from tacit.tasks.data import DataError, read_jsonl
 
 TEXTS = (".txt", ".text", ".md", ".markdown", ".html", ".htm", ".xhtml", ".pdf")
@@ -98,17 +99,18 @@ def _files(sources: Sequence[str | Path]) -> tuple[list[tuple[Path, str]], Count
                 raise ValueError(f"there is no file or folder {source} (looked in {Path.cwd()})")
             found.append((source, source.as_posix()))
             continue
-        walk = os.walk(source, onerror=lambda error: closed.append(f"{error.filename}: {(error.strerror or str(error)).lower()}"))
-        inside = sorted(
-            path
-            for folder, _, names in walk
-            for path in (Path(folder, name) for name in names)
-            if path.is_file() and not any(part.startswith(".") for part in path.relative_to(source).parts)
-        )
+        inside = sorted(_inside(source, closed))
         mine = [p for p in inside if p.name.lower().endswith(ENDINGS)]
         others.update(p.suffix.lower() or "without ending" for p in inside if not p.name.lower().endswith(ENDINGS))
         found += [(p, p.relative_to(source).as_posix()) for p in mine]
     return found, others, closed
+
+
+def _inside(source: Path, closed: list[str]) -> Iterator[Path]:
+    """The files of a folder, but for hidden ones and those of indexes; a sentence for each folder that may not be read."""
+    for folder, folders, names in os.walk(source, onerror=lambda error: closed.append(f"{error.filename}: {(error.strerror or str(error)).lower()}")):
+        folders[:] = [name for name in folders if not name.startswith(".") and not Store(Path(folder, name)).exists()]
+        yield from (path for name in names if not name.startswith(".") and (path := Path(folder, name)).is_file())
 
 
 def _papers(path: Path, name: str, broken: list[str] | None) -> Iterator[Paper]:
