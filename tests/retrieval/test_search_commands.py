@@ -142,6 +142,7 @@ def test_mistakes_take_one_sentence():
     for words in (["query", "cats"], ["index", "nowhere"], ["delete", "x"], ["explain", "x", "y"], ["add", "papers"]):
         output = search(*words, code=2).output
         assert len(output.strip().splitlines()) == 1 or words[0] == "add", output
+    assert "--ann hnsw is for vectors" in search("index", "papers", "--ann", "hnsw", code=2).output
     search("index", "papers")
     assert "already is an index" in search("index", "papers", code=2).output
     search("index", "papers", "--force")

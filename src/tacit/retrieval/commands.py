@@ -63,6 +63,8 @@ def index(
     from tacit.retrieval.index import build, free
 
     free(folder, ann, force)  # before anything is read
+    if ann != "flat" and not model:
+        raise ValueError(f"--ann {ann} is for vectors, and an index by words alone has none; name a model with --model")
     with _writing(folder, context.obj["make_reporter"]()) as reporter:
         encoder = Encoder.load(model) if model else None
         done = build(folder, _gathered(sources, reporter), encoder, kind=ann, force=force, reporter=reporter)
