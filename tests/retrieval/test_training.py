@@ -209,7 +209,7 @@ def test_a_signal_ends_the_step_and_what_is_resumed_is_bit_for_bit_the_run_that_
 
 
 def test_a_run_that_died_goes_on_from_its_last_whole_checkpoint() -> None:
-    run(config("output=whole"))
+    run(config("keep=last", "output=whole"))
 
     def die(index: int, metrics: Any) -> None:
         if index == 4 and "loss/train" in metrics:
@@ -218,13 +218,13 @@ def test_a_run_that_died_goes_on_from_its_last_whole_checkpoint() -> None:
     reporter = Recorder()
     reporter.on_step = die
     with pytest.raises(RuntimeError, match="killed"):
-        run(config(), reporter=reporter)
+        run(config("keep=last"), reporter=reporter)
     torn = Path("run/trainer/checkpoint-5")
     torn.mkdir()
     (torn / "trainer_state.json").write_text('{"global_step": ')
     found = last_checkpoint(Path("run/trainer"))
     assert found is not None and found.name == "checkpoint-4"
-    run(config(), resume=True)
+    run(config("keep=last"), resume=True)
     assert same("run", "whole")
 
 
@@ -318,7 +318,7 @@ def test_a_wrong_recipe_gets_its_sentence(change: tuple[str, str], sentence: str
 
 def test_small_bases_have_defaults_of_their_own_and_what_is_given_stays() -> None:
     small, full = config("loss.roles=0.3"), RetrievalConfig(output="o", base={"path": "x"})  # type: ignore[arg-type]
-    assert (small.loss.temperature, small.loss.roles, small.model.pooled, small.learning_rate) == (0.1, 0.3, "mean", 1e-3)
+    assert (small.loss.temperature, small.loss.roles, small.model.pooled, small.learning_rate) == (0.05, 0.3, "mean", 3e-4)
     assert (full.loss.temperature, full.loss.roles, full.model.pooled, full.learning_rate) == (0.05, 0.2, "first", 2e-5)
 
 
