@@ -133,9 +133,14 @@ def test_what_may_not_be_read_is_named(tmp_path, monkeypatch):
     ("name", "text", "left"),
     [
         ("a.md", "# On cats #\n\nThey sleep.", "They sleep."),
-        ("a.md", "On *big*\ncats\n===\n\nThey sleep.\n\n# On *big* cats", "They sleep.\n\n# On *big* cats"),
+        ("a.md", "On *big*\ncats\n===\n\nThey sleep.\n\n# On *big* cats", "They sleep.\n\nOn *big* cats"),
         ("a.html", "<title>On cats</title><h1>On  cats</h1><p>On cats we write.</p>", "On cats we write."),
         ("a.md", "# Only a title", ""),
+        (
+            "a.md",
+            "# On cats\n\n## Abstract ##\n\nC# is no cat\n- nor\n\n---\nResults\n---\n\nnone",
+            "Abstract\n\nC# is no cat\n- nor\n\n---\nResults\n\nnone",
+        ),
         ("a.txt", "a\n\nThe file name is no title of the text.", "a\n\nThe file name is no title of the text."),
     ],
 )

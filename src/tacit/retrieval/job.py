@@ -92,8 +92,9 @@ def _run(config: RetrievalConfig, material: Material, folder: RunDirectory, runt
         if stop.is_set():
             raise KeyboardInterrupt
     after = measure(model, prepared.dev)
-    if config.keep == "best" and after.means()["eval/map"] < before.means()["eval/map"]:
-        reporter.warning("training has made it worse on held-out papers, so the run ends with the model before training; more papers may help")
+    if config.keep == "best" and (found := after.means()["eval/map"]) < (began := before.means()["eval/map"]):
+        worse = f"training has made it worse on held-out papers, {began:.1%} became {found:.1%} at best"
+        reporter.warning(f"{worse}, so the run ends with the model before training; more papers may help")
         model, after, step = start(prepared, options, config.seed), before, 0
     elif step < config.steps:
         reporter.message(f"the model of step {step} is the best; it is what the run ends with, after {config.steps} steps")

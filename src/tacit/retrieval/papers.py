@@ -19,6 +19,7 @@ from tacit.tasks.data import DataError, read_jsonl
 TEXTS = (".txt", ".text", ".md", ".markdown", ".html", ".htm", ".xhtml", ".pdf")
 LINES = (".jsonl", ".jsonl.gz", ".ndjson")
 TABLES = (".json", ".csv", ".tsv")  # that hold papers at times, and are not read
+MARKS = re.compile(r"^[ \t]{0,3}#{1,6}[ \t]+|[ \t]+#+[ \t]*$|(?<=\S)\n[ \t]{0,3}(?:=+|-+)[ \t]*$", re.MULTILINE)  # of headings in Markdown
 ENDINGS = (*TEXTS, ".bib", *LINES)
 IDS, BODIES = ("id", "paper_id", "doc_id", "_id", "corpus_id"), ("abstract", "text", "body", "contents")  # columns of JSON lines, the first counts
 
@@ -129,13 +130,15 @@ def _papers(path: Path, name: str, broken: list[str] | None) -> Iterator[Paper]:
         raise DocumentError(f"{path} is not read; make it JSON lines, an object with title and abstract on each line")
     else:
         title, text = read_document(path)
+        if ending.endswith((".md", ".markdown")):
+            text = MARKS.sub("", text)
         yield _paper(name, title or path.stem, _without(title, text), str(path))
 
 
 def _without(title: str, text: str) -> str:
-    """A text without the line, heading or not, that says its title."""
+    """A text without the line that says its title."""
     words = r"\s+".join(map(re.escape, title.split()))
-    return re.sub(rf"^[# \t]*{words}[# \t]*(?:\n[=-]+[ \t]*)?$", "", text, count=1, flags=re.MULTILINE) if words else text
+    return re.sub(rf"^[ \t]*{words}[ \t]*$", "", text, count=1, flags=re.MULTILINE) if words else text
 
 
 def _source_text(path: Path) -> str:
