@@ -207,6 +207,15 @@ def test_6_11_a_sentence_where_a_facet_is_not_changes_no_score_in_it() -> None:
     assert (score(features, [0, 0, 1]) - score(other, [0, 0, 1])).abs() > 1e-3
 
 
+def test_repeated_words_of_a_whole_text_are_damped_as_in_tf_idf() -> None:
+    ids = torch.tensor([[5, 7, 5, 9, 5, 7], [5, 5, 5, 5, 8, 0]])
+    mask = torch.tensor([[True] * 6, [False, True, True, False, True, False]])
+    found = f.damping(ids, mask)
+    thrice, twice = (1 + math.log(3)) / 3, (1 + math.log(2)) / 2
+    assert found[0].tolist() == pytest.approx([thrice, twice, thrice, 1, thrice, twice])
+    assert found[1][mask[1]].tolist() == pytest.approx([twice, twice, 1]) and found.isfinite().all()
+
+
 @pytest.mark.parametrize("grain", f.GRAINS)
 def test_a_grain_that_is_left_out_has_no_gate(grain: str) -> None:
     kept = [g for g in f.GRAINS if g != grain]

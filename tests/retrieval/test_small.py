@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
 from transformers import AutoModel, AutoTokenizer
 
 from tacit.retrieval.lexical import LSA, TfIdf
-from tacit.retrieval.small import SPECIAL, across_ones, latent, make, tokenizer
+from tacit.retrieval.modules import build
+from tacit.retrieval.small import SPECIAL, UNTOLD, across_ones, latent, make, tokenizer
 
-WORDS = """graph neural network search paper vector query dense sparse rank
+WORDS = """graph neural network search token vector query dense sparse rank
 learn model facet method result proof theorem bound cell protein""".split()  # noqa: SIM905 - twenty words are read, not a list
 
 
@@ -56,11 +56,12 @@ def test_the_mean_of_a_text_starts_as_lsa(tmp_path, layers):
     assert ours @ ours.T == pytest.approx(theirs @ theirs.T, abs=2e-6)  # every word once: the same but for float32
 
 
-def test_where_words_repeat_the_rankings_are_nearly_those_of_lsa(tmp_path):
+def test_where_words_repeat_the_vector_of_a_text_still_starts_as_lsa(tmp_path):
     texts = corpus(length=14, repeats=True)
-    ours, theirs = means(tmp_path, make(texts, tmp_path, hidden=8, heads=2, vocabulary=300), texts), lsa(tmp_path, texts, 7).documents
-    correlations = [spearmanr(ours @ ours[i], theirs @ theirs[i]).statistic for i in range(len(texts))]
-    assert np.mean(correlations) > 0.95
+    weights = make(texts, tmp_path, hidden=8, heads=2, vocabulary=300)
+    model = build(tmp_path, weights=weights, device="cpu", pooled="mean", whole=1.0)
+    ours, theirs = model.encode_document(texts)[:, :8], lsa(tmp_path, texts, 7).documents
+    assert ours @ ours.T == pytest.approx(theirs @ theirs.T, abs=2e-6)
 
 
 def test_in_float64_directions_and_weights_are_lsa_to_the_last_digits():
@@ -74,11 +75,29 @@ def test_in_float64_directions_and_weights_are_lsa_to_the_last_digits():
     ours /= np.linalg.norm(ours, axis=1, keepdims=True)
     assert ours @ ours.T == pytest.approx(reference.documents @ reference.documents.T, abs=1e-12)
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(len(pieces))) and vectors.sum(1) == pytest.approx(np.zeros(len(pieces)))
-    assert weights.mean() == pytest.approx(1) and not weights[pieces.all_special_ids].any()
-    word = pieces.convert_tokens_to_ids("graph")
-    place = space.vocabulary["graph"]
-    assert weights[word] / weights.sum() == pytest.approx(
-        space.idf[place] * np.linalg.norm(reference.basis[place]) / (space.idf @ np.linalg.norm(reference.basis, axis=1))
+    words = pieces.convert_tokens_to_ids(list(space.vocabulary))
+    expected = space.idf * np.linalg.norm(reference.basis, axis=1)
+    assert weights[words] == pytest.approx(expected / expected.mean()) and not weights[pieces.all_special_ids].any()
+
+
+def test_a_word_that_tells_no_subject_is_no_part_of_lsa():
+    texts = corpus()
+    pieces = tokenizer([*texts, "we show that 7 of the"] * 2, 300, 64)
+    vectors, weights = latent([f"we show that {text}, 7 of the" for text in texts], pieces, 8, seed=0)
+    words = pieces("we show that of the 7", add_special_tokens=False)["input_ids"]
+    assert len(words) == 6 and weights[words] == pytest.approx([UNTOLD] * 6)
+    plain, same = latent(texts, pieces, 8, seed=0)
+    subject = [pieces.convert_tokens_to_ids(word) for word in WORDS]
+    assert vectors[subject] == pytest.approx(plain[subject]) and weights[subject] == pytest.approx(same[subject])
+
+
+def test_words_are_cut_so_that_their_forms_are_one():
+    pieces = tokenizer(corpus(), 300, 64)
+    one = pieces("Transformers", add_special_tokens=False)["input_ids"]
+    assert one == pieces("transformation", add_special_tokens=False)["input_ids"] == pieces("TRANSFOR", add_special_tokens=False)["input_ids"]
+    assert (
+        pieces.backend_tokenizer.normalizer.normalize_str("深度学习模型深度学习模型 reinforcement-learning")
+        == " 深  度  学  习  模  型 " * 2 + " reinforc-learning"
     )
 
 

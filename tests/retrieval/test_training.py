@@ -318,7 +318,7 @@ def test_a_wrong_recipe_gets_its_sentence(change: tuple[str, str], sentence: str
 
 def test_small_bases_have_defaults_of_their_own_and_what_is_given_stays() -> None:
     small, full = config("loss.roles=0.3"), RetrievalConfig(output="o", base={"path": "x"})  # type: ignore[arg-type]
-    assert (small.loss.temperature, small.loss.roles, small.model.pooled, small.learning_rate) == (0.1, 0.3, "mean", 1e-3)
+    assert (small.loss.temperature, small.loss.roles, small.model.pooled, small.learning_rate) == (0.05, 0.3, "mean", 3e-4)
     assert (full.loss.temperature, full.loss.roles, full.model.pooled, full.learning_rate) == (0.05, 0.2, "first", 2e-5)
 
 

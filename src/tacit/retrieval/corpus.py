@@ -24,7 +24,7 @@ from tacit.retrieval.pairs import TEMPLATES, Document, PairOptions, Pairs, conte
 from tacit.retrieval.papers import gather
 from tacit.retrieval.roles import Teacher
 from tacit.retrieval.scientific import scientific
-from tacit.retrieval.sentences import behind, passages, sentences, spaced
+from tacit.retrieval.sentences import behind, passages, sentences
 from tacit.retrieval.training import Prepared
 from tacit.tasks.data import DataError, data_root, read_jsonl, text_field
 
@@ -85,7 +85,7 @@ def prepare(config: RetrievalConfig, scratch: Path, reporter: Reporter, most: in
     if config.base.small is not None:
         reporter.phase("making a small encoder", None)
         base = str(scratch / "base")
-        texts = [spaced(document.text) for document in learnt]
+        texts = [document.text for document in learnt]
         weights = small.make(texts, base, seed=config.seed, **config.base.small.model_dump())
     assert base is not None
     told = {"papers": len(papers) - len(held), "held_out_papers": len(held), "questions": len(asked), "labelled_texts": len(found.labelled)}

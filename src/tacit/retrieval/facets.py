@@ -63,6 +63,12 @@ def mean(states: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
     return (held[:, None] @ states)[:, 0] / held.sum(-1, keepdim=True).clamp(min=TINY)
 
 
+def damping(ids: Tensor, mask: Tensor) -> Tensor:
+    """(1 + ln n) / n for each token of a text in which its word stands n times (B, L), of ids (B, L): together they weigh 1 + ln n, as in TF-IDF."""
+    n = ((ids[:, :, None] == ids[:, None, :]) & mask[:, None, :]).sum(-1).clamp(min=1)
+    return (1 + n.log()) / n
+
+
 def unit(vectors: Tensor) -> Tensor:
     """Vectors of length 1; 0 stays 0."""
     return vectors / vectors.norm(dim=-1, keepdim=True).clamp(min=TINY)

@@ -41,9 +41,14 @@ def tokens(text: str) -> list[str]:
     for word in WORD.findall(unicodedata.normalize("NFKC", text).lower()):
         if PAIRED.match(word):
             found += [word[i : i + 2] for i in range(max(1, len(word) - 1))]
-        elif len(word) > 1 and not word.isdigit() and word not in STOP_WORDS:
+        elif telling(word):
             found.append(word[:STEM])
     return found
+
+
+def telling(word: str) -> bool:
+    """Whether a word, in lower case, can tell the subject of a text: no English stop word, number, or lone character unless that is a word."""
+    return not word.isdigit() and word not in STOP_WORDS and (len(word) > 1 or PAIRED.match(word) is not None)
 
 
 class TfIdf:

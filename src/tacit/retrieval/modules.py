@@ -97,8 +97,9 @@ class Sentencewise(Transformer):
 class FacetPooling(Module):
     """From token states to K + 1 unit vectors: steps (G), (A), (M), (F) and (S) of R1 [inferred].
 
-    Added to R1, all ours: `weights`, a learnt weight for each word of the vocabulary in means and attention, without which a small model is far
-    behind TF-IDF; the relative position of a sentence among its logits; anchors multiplied by the projection instead of the states.
+    Added to R1, all ours: `words`, a learnt weight for each word of the vocabulary in means and attention, without which a small model is far behind
+    TF-IDF; of n times the same word in a whole text 1 + ln n count, as there; the relative position of a sentence among its logits; anchors that are
+    multiplied by the projection instead of the states.
     """
 
     config_keys = ["dim", "facets", "whole", "granularities", "gates", "pooled", "kinds", "words", "intent_temperature", "evidence", "length"]  # noqa: RUF012
@@ -140,7 +141,8 @@ class FacetPooling(Module):
         self.intent_temperature, self.evidence = intent_temperature, evidence
         k = len(self.facets)
         self.anchors = nn.Parameter(f.unit(nn.init.orthogonal_(torch.empty(k, dim))))
-        self.token_projection, self.sentence_projection, self.intent_projection = (nn.Parameter(torch.eye(dim)) for _ in range(3))
+        like = math.sqrt(dim) * torch.eye(dim)  # ℓ is divided by √d, as for anchors as long as the states; theirs is 1, and facets would start as one
+        self.token_projection, self.sentence_projection, self.intent_projection = (nn.Parameter(like.clone()) for _ in range(3))
         self.position = nn.Parameter(torch.zeros(k, BINS))
         if gates == "adaptive":
             self.gate_hidden, self.gate = nn.Linear(3 * dim + 1, dim), nn.Linear(dim, 3)
@@ -167,7 +169,8 @@ class FacetPooling(Module):
         words = None if self.word_logs is None else self.word_logs[features["input_ids"]]
         weights = None if words is None else words.exp()
         sentence, there = f.sentence_means(states, owners, weights)
-        whole = f.mean(states, mask, weights) if self.pooled == "mean" else states[:, 0] * mask.any(-1, keepdim=True)
+        counted = None if weights is None else weights * f.damping(features["input_ids"], mask).to(weights)
+        whole = f.mean(states, mask, counted) if self.pooled == "mean" else states[:, 0] * mask.any(-1, keepdim=True)
 
         token_logits = f.anchor_logits(states, self.anchors, self.token_projection)
         if words is not None:

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from tacit.retrieval.benchmarks import FACETS
-from tacit.retrieval.lexical import STOP_WORDS, WORD
+from tacit.retrieval.lexical import WORD, telling
 from tacit.retrieval.neighbours import Rankings, nearest, reordered
 from tacit.retrieval.papers import Paper
 from tacit.retrieval.roles import NONE, Roles, Teacher, roles_of
@@ -285,7 +285,7 @@ class Pairs:
 def content(sentence: str) -> list[str]:
     """The words of a sentence that say what it is about: lower case, no stop words, lone characters or numbers."""
     words = WORD.findall(unicodedata.normalize("NFKC", sentence).lower())
-    return [word for word in words if len(word) > 1 and not word.isdigit() and word not in STOP_WORDS]
+    return [word for word in words if telling(word)]
 
 
 def _askable(d: Document) -> list[int]:
