@@ -1,8 +1,9 @@
-"""Search as fast as it is promised: a small encoder over the 4,205 abstracts of CSFCube, and its encoding beside plain mean pooling.
+"""Search as fast as it is promised: small encoders over the 4,205 abstracts of CSFCube, and their encoding beside plain mean pooling.
 
-Prints one JSON object; the exit code is 1 when a bar is missed. `index_seconds`: reading, encoding and writing. `query_ms`: one open index, 200
-questions made of titles, encoding included. `encoding`: abstracts a second of the same backbone with pooling by facets and with the mean pooling of
-sentence-transformers, in turns; `ratio` is the median over the turns. Data: TACIT_DATA, folder csfcube.
+Prints one JSON object; the exit code is 1 when a bar is missed. Encoders: the default of `base: {small: {}}`, and a transformer of two layers.
+`index_seconds`: reading, encoding and writing. `query_ms`: one open index, 200 questions made of titles, encoding included. `encoding`: abstracts a
+second of the same backbone with pooling by facets and with the mean pooling of sentence-transformers, in turns; `ratio` is the median over the turns.
+Data: TACIT_DATA, folder csfcube.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ from tacit.retrieval.papers import gather
 from tacit.retrieval.search import METHODS, Searcher
 from tacit.retrieval.sentences import sentences
 from tacit.retrieval.small import make
+from tacit.retrieval_config import SmallConfig
 from tacit.tasks.data import locate
 
+SIZES = {"default": SmallConfig(), "two layers of 128": SmallConfig(layers=2, hidden=128)}
 INDEX_SECONDS, QUERY_MS, RATIO = 60, 20, 0.9
 QUESTIONS, SAMPLE, TURNS = 200, 512, 7
 
@@ -64,28 +67,34 @@ def asked(folder: Path, questions: list[str]) -> dict[str, dict[str, float]]:
     return found
 
 
-def main() -> dict[str, Any]:
-    corpus = locate("csfcube/corpus.jsonl.gz")
+def measured(size: SmallConfig, corpus: Path, folder: Path) -> dict[str, Any]:
     papers = gather([corpus]).papers
     texts = [paper.whole for paper in papers]
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        weights = {layers: make(texts, folder / f"base-{layers}", layers=layers) for layers in (2, 0)}
-        faceted(folder / "base-2", weights=weights[2], device="cpu", pooled="mean").save(str(folder / "model"))
-        index = seconds(lambda: build(folder / "index", gather([corpus]).papers, Encoder.load(folder / "model")))
-        query = asked(folder / "index", [f"which papers study {sentences(paper.title)[0]}?" for paper in papers[: QUESTIONS + 10]])
-        encoding = {f"{layers} layers": race(folder / f"base-{layers}", weights[layers], texts[:SAMPLE]) for layers in (2, 0)}
-    slowest = max(times["p95"] for times in query.values())
+    weights = make(texts, folder / "base", **size.model_dump())
+    faceted(folder / "base", weights=weights, device="cpu", pooled="mean").save(str(folder / "model"))
+    index = seconds(lambda: build(folder / "index", gather([corpus]).papers, Encoder.load(folder / "model")))
+    return {
+        "size": size.model_dump(),
+        "index_seconds": round(index, 1),
+        "query_ms": asked(folder / "index", [f"which papers study {sentences(paper.title)[0]}?" for paper in papers[: QUESTIONS + 10]]),
+        "encoding": race(folder / "base", weights, texts[:SAMPLE]),
+    }
+
+
+def main() -> dict[str, Any]:
+    corpus, found = locate("csfcube/corpus.jsonl.gz"), {}
+    for name, size in SIZES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            found[name] = measured(size, corpus, Path(folder))
+    every = found.values()
     return {
         "benchmark": "search",
-        "papers": len(papers),
-        "index_seconds": round(index, 1),
-        "query_ms": query,
-        "encoding": encoding,
+        "papers": len(gather([corpus]).papers),
+        "encoders": found,
         "holds": {
-            f"index <= {INDEX_SECONDS} s": index <= INDEX_SECONDS,
-            f"p95 <= {QUERY_MS} ms": slowest <= QUERY_MS,
-            f"encoding >= {RATIO} x mean pooling": encoding["2 layers"]["ratio"] >= RATIO,
+            f"index <= {INDEX_SECONDS} s": all(one["index_seconds"] <= INDEX_SECONDS for one in every),
+            f"p95 <= {QUERY_MS} ms": all(times["p95"] <= QUERY_MS for one in every for times in one["query_ms"].values()),
+            f"encoding >= {RATIO} x mean pooling": all(one["encoding"]["ratio"] >= RATIO for one in every),
         },
         "environment": machine(),
     }

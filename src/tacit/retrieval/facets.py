@@ -44,28 +44,28 @@ def kinds(logits: Tensor) -> Tensor:
     return logits.transpose(1, 2).log_softmax(-1)
 
 
-def sentence_means(states: Tensor, sentence_ids: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Means of the tokens of each sentence (B, n, d), and which sentences there are (B, n). Step (G) of R1.
+def shares(mask: Tensor, weights: Tensor) -> Tensor:
+    """What each token in `mask` (B, L) counts in a mean by `weights` (B, L) > 0: rows that sum to 1, or are all 0 for an empty text."""
+    held = weights * mask
+    return held / held.sum(-1, keepdim=True).clamp(min=TINY)
 
-    `sentence_ids` (B, L): -1 outside. With `weights` (B, L) > 0 the means are weighted.
+
+def sentence_shares(sentence_ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for the mean of each sentence (B, n, L), and which sentences there are (B, n). Step (G) of R1.
+
+    `sentence_ids` (B, L): -1 outside.
     """
     n = max(int(sentence_ids.max()) + 1, 1) if sentence_ids.numel() else 1
-    spans = F.one_hot(sentence_ids + 1, n + 1)[..., 1:].to(states.dtype)
-    if weights is not None:
-        spans = spans * weights[..., None]
-    total = spans.sum(1)
-    return spans.transpose(1, 2) @ states / total[..., None].clamp(min=TINY), total > 0
-
-
-def mean(states: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean over the tokens in `mask` (B, d), weighted if told so; 0 for an empty text."""
-    held = mask.to(states.dtype) if weights is None else weights * mask
-    return (held[:, None] @ states)[:, 0] / held.sum(-1, keepdim=True).clamp(min=TINY)
+    spans = sentence_ids[:, None] == torch.arange(n, device=sentence_ids.device)[:, None]
+    return shares(spans, weights[:, None]), spans.any(-1)
 
 
 def damping(ids: Tensor, mask: Tensor) -> Tensor:
     """(1 + ln n) / n for each token of a text in which its word stands n times (B, L), of ids (B, L): together they weigh 1 + ln n, as in TF-IDF."""
-    n = ((ids[:, :, None] == ids[:, None, :]) & mask[:, None, :]).sum(-1).clamp(min=1)
+    if not mask.any():
+        return torch.ones_like(ids, dtype=torch.float32)
+    keys = ids + (int(ids.max()) + 1) * torch.arange(len(ids), device=ids.device)[:, None]
+    n = torch.bincount(keys[mask], minlength=int(keys.max()) + 1)[keys].clamp(min=1).float()
     return (1 + n.log()) / n
 
 

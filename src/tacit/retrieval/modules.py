@@ -24,6 +24,7 @@ from tacit.retrieval.sentences import SENTENCE_END, sentences
 
 BINS = 10  # relative positions of a sentence in its text that are told apart
 OUTSIDE = -1  # sentence id of special tokens and padding
+GATE = 64  # units of the network that sets the gates
 GATES = ("adaptive", "constant")
 MODULES = "modules.json"
 HUB = ("token", "cache_folder", "revision", "local_files_only")  # what sentence-transformers needs to fetch a file
@@ -145,7 +146,7 @@ class FacetPooling(Module):
         self.token_projection, self.sentence_projection, self.intent_projection = (nn.Parameter(like.clone()) for _ in range(3))
         self.position = nn.Parameter(torch.zeros(k, BINS))
         if gates == "adaptive":
-            self.gate_hidden, self.gate = nn.Linear(3 * dim + 1, dim), nn.Linear(dim, 3)
+            self.gate_hidden, self.gate = nn.Linear(3 * dim + 1, GATE), nn.Linear(GATE, 3)
             nn.init.zeros_(self.gate.weight)
             nn.init.zeros_(self.gate.bias)
         else:
@@ -163,31 +164,31 @@ class FacetPooling(Module):
         `facet`, or evenly for `facet="all"`. Also `facet_vectors` (B, K + 1, d), `intent` (B, K), `sentence_roles` (B, n, K) as log-probs,
         `sentence_mask` (B, n), `gates` (B, K, 3) in the order of GRAINS, and `evidence` (B, K)."""
         states, owners = features["token_embeddings"], features["sentence_ids"]
-        mask = owners >= 0
-        if self.kind is not None:
-            states = states + self.kind[int(task == "query")]
-        words = None if self.word_logs is None else self.word_logs[features["input_ids"]]
-        weights = None if words is None else words.exp()
-        sentence, there = f.sentence_means(states, owners, weights)
-        counted = None if weights is None else weights * f.damping(features["input_ids"], mask).to(weights)
-        whole = f.mean(states, mask, counted) if self.pooled == "mean" else states[:, 0] * mask.any(-1, keepdim=True)
-
+        mask, some = owners >= 0, (owners >= 0).any(-1, keepdim=True)
         token_logits = f.anchor_logits(states, self.anchors, self.token_projection)
-        if words is not None:
-            token_logits = token_logits + words[:, None]
+        weights = counted = torch.ones_like(states[..., 0])
+        if self.word_logs is not None:
+            words = self.word_logs[features["input_ids"]]
+            weights, token_logits = words.exp(), token_logits + words[:, None]
+            counted = weights * f.damping(features["input_ids"], mask)
+        first = torch.arange(owners.shape[1], device=owners.device) == 0
+        whole_shares = f.shares(mask, counted) if self.pooled == "mean" else (first & some).to(states)
+        sentence_shares, there = f.sentence_shares(owners, weights)
+        every = torch.cat([sentence_shares, f.places(token_logits, mask), whole_shares[:, None]], 1)
+        pooled = every @ states  # (B, n + K + 1, d): all that is read of the tokens, in one product
+        if self.kind is not None:  # a state that all tokens share is one that all means share, and changes no place
+            pooled = pooled + self.kind[int(task == "query")] * torch.cat([there, some.expand(-1, len(self.facets) + 1)], 1)[..., None]
+        sentence, by_token, whole = pooled.split([there.shape[1], len(self.facets), 1], 1)
         sentence_logits = f.anchor_logits(sentence, self.anchors, self.sentence_projection) + self._position(there)
-        by_token = f.places(token_logits, mask) @ states
         by_sentence = f.places(sentence_logits, there) @ sentence
-        whole_again = whole[:, None].expand_as(by_token)
-        grains = torch.stack([by_token, by_sentence, whole_again], -2)  # (B, K, 3, d)
+        grains = torch.stack([by_token, by_sentence, whole.expand_as(by_token)], -2)  # (B, K, 3, d)
         gates = self._gates(grains, mask.sum(-1))
         mixed = self.norm(self.out((gates[..., None, :] @ grains)[..., 0, :]))
-        some = mask.any(-1)
-        vectors = f.unit(torch.cat([whole[:, None], mixed * some[:, None, None]], 1))
+        vectors = f.unit(torch.cat([whole, mixed * some[..., None]], 1))
 
         roles = f.kinds(sentence_logits)
         evidence = (roles.exp() * there[..., None]).amax(1)
-        intent = (whole @ (self.anchors @ self.intent_projection).T / (math.sqrt(self.dim) * self.intent_temperature)).softmax(-1)
+        intent = (whole[:, 0] @ (self.anchors @ self.intent_projection).T / (math.sqrt(self.dim) * self.intent_temperature)).softmax(-1)
         found = f.document_side(vectors, self.whole)
         if self.evidence:
             found = f.weighed(found, evidence)

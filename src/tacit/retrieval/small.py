@@ -38,9 +38,9 @@ def make(
     folder: str | Path,
     *,
     layers: int = 0,
-    hidden: int = 128,
+    hidden: int = 512,
     heads: int = 4,
-    vocabulary: int = 20_000,
+    vocabulary: int = 15_000,
     length: int = 256,
     seed: int = 0,
 ) -> Tensor:

@@ -197,8 +197,10 @@ def centroids(model: SentenceTransformer, rows: Sequence[Row]) -> Tensor | None:
         features = model.preprocess([row["labelled"] for row in part])
         features = {name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in features.items()}
         read = model[0](features)
-        words = None if pooling.word_logs is None else pooling.word_logs[read["input_ids"]].exp()
-        sentences, there = f.sentence_means(read["token_embeddings"], read["sentence_ids"], words)
+        states = read["token_embeddings"]
+        weights = torch.ones_like(states[..., 0]) if pooling.word_logs is None else pooling.word_logs[read["input_ids"]].exp()
+        shares, there = f.sentence_shares(read["sentence_ids"], weights)
+        sentences = shares @ states
         roles = torch.tensor([row["label"][ROLES:] for row in part])[:, : sentences.shape[1]]
         labelled = there.cpu()[:, : roles.shape[1]] & (roles >= 0)
         found = f.unit(sentences).cpu()[:, : roles.shape[1]][labelled]
