@@ -231,7 +231,7 @@ def test_a_run_that_died_goes_on_from_its_last_whole_checkpoint() -> None:
 def test_a_corpus_that_changed_is_not_gone_on_with() -> None:
     run(config("steps=2"))
     Path("papers/00.md").write_text("# Another\n\nWe propose another one. Experiments show that it is. Little is known.")
-    with pytest.raises(ValueError, match="run was begun on another corpus or other options of pairs"):
+    with pytest.raises(ValueError, match="run was begun on another corpus, other steps or options of pairs"):
         run(config("steps=2"), resume=True)
 
 

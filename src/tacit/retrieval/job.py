@@ -176,6 +176,6 @@ def _check_same(file: Path, about: Mapping[str, Any]) -> None:
     began = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     if began.get("fingerprint") != about["fingerprint"]:
         raise ValueError(
-            f"{file.parent} was begun on another corpus or other options of pairs, and cannot go on with these: put back what was there, "
+            f"{file.parent} was begun on another corpus, other steps or options of pairs, and cannot go on with these: put back what was there, "
             "or choose another output"
         )
