@@ -138,6 +138,11 @@ def test_a_folder_that_is_not_there_is_not_sought_on_the_hub(name, monkeypatch):
     assert f"no sentence-transformers model could be loaded from '{name}': there is no such folder; name where it is with --model" in output
 
 
+def test_a_folder_without_a_model():
+    output = search("index", "papers", "--model", "papers", code=2).output
+    assert "holds neither modules.json nor config.json; the run of a training has its model when it has ended" in output
+
+
 def test_mistakes_take_one_sentence():
     for words in (["query", "cats"], ["index", "nowhere"], ["delete", "x"], ["explain", "x", "y"], ["add", "papers"]):
         output = search(*words, code=2).output

@@ -59,6 +59,8 @@ class Encoder:
         failed = f"no sentence-transformers model could be loaded from {name!r}"
         if not found and _means_a_folder(name):
             raise ValueError(f"{failed}: there is no such folder; name where it is with --model")
+        if found and not any(Path(name, file).exists() for file in ("modules.json", "config.json")):
+            raise ValueError(f"{failed}: it holds neither modules.json nor config.json; the run of a training has its model when it has ended")
         try:
             model = modules.load(name, device) if modules.is_faceted(name) else SentenceTransformer(name, device=device)
         except (OSError, ValueError, KeyError, AttributeError) as error:
