@@ -177,8 +177,7 @@ def looked_into(model: SentenceTransformer, found: Material) -> dict[str, float]
     corpus = found.sets["csfcube"].corpus
     papers = [corpus[name] for name in sorted(corpus)[:GATED]]
     if pooling_of(model).whole < 1:  # else facets weigh nothing, and their vectors are 0
-        blocks = torch.from_numpy(Encoder(model).documents(papers)).unflatten(-1, (len(FACETS) + 1, -1))
-        numbers["collapse"] = float(f.collapse(f.unit(blocks)))
+        numbers["collapse"] = collapse(model, papers)
     kinds = {
         "papers": (papers, "document"),
         "questions": ([q.text for q in found.dev["questions"].queries], "query"),
@@ -187,6 +186,11 @@ def looked_into(model: SentenceTransformer, found: Material) -> dict[str, float]
     for kind, (texts, task) in kinds.items():
         numbers |= {f"gate/{grain}/{kind}": float(value) for grain, value in zip(f.GRAINS, gates(model, texts, task))}
     return numbers
+
+
+def collapse(model: SentenceTransformer, texts: Sequence[str]) -> float:
+    blocks = torch.from_numpy(Encoder(model).documents(texts)).unflatten(-1, (len(FACETS) + 1, -1))
+    return float(f.collapse(f.unit(blocks)))
 
 
 def held_out(data: str, model: SentenceTransformer, hybrids: bool) -> tuple[dict[str, float], dict[str, Any]]:
@@ -223,6 +227,7 @@ def measure_model(settings: Mapping[str, Any], seed: int, folder: Path, begun: P
     numbers |= told
     if not settings["sets"]:
         numbers["roles/dev"] = accuracy(told_roles(Encoder(model), found.labelled["dev"]))
+        numbers["collapse"] = collapse(model, list(found.dev["papers"].corpus.values())[:GATED])
         return Measured(numbers, curves)
     numbers |= looked_into(model, found)
     scores = {name: asked(benchmark, model) for name, benchmark in found.sets.items()}

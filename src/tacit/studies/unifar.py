@@ -32,7 +32,7 @@ TFIDF, LSA, BM25, COUNTED = "TF-IDF, ours", "LSA of 200, ours", "BM25, ours", "B
 WORDS: Settings = {
     "base": {"layers": 0, "hidden": 512, "vocabulary": 15_000, "length": 256},
     "model": {"whole": 0.6, "pooled": "mean", "kinds": True, "intent_temperature": 1.0},
-    "loss": {"temperature": 0.05, "roles": 0.5},
+    "loss": {"temperature": 0.03, "roles": 1.0},
     "training": {"learning_rate": 3e-4, "head_learning_rate": 3e-3, "batch_size": 32},
     "steps": 100,
     "rows": 9_600,
@@ -260,14 +260,16 @@ def candidates() -> list[Arm]:
     told = {"data": "public", "sets": False}
     tried: dict[str, Mapping[str, Mapping[str, Any]]] = {
         "chosen": {},
+        "temperature 0.05": {"loss": {"temperature": 0.05}},
         "temperature 0.1": {"loss": {"temperature": 0.1}},
+        "roles 0.5": {"loss": {"roles": 0.5}},
         "learning rate 1e-3": {"training": {"learning_rate": 1e-3}},
         "of the head 1e-2": {"training": {"head_learning_rate": 1e-2}},
-        "of the head 1e-3": {"training": {"head_learning_rate": 1e-3}},
     }
     narrow: Settings = {**WORDS, "base": {**WORDS["base"], "hidden": 256, "vocabulary": 20_000}}
     found = [Arm("untrained", told | WORDS, cost=2.0), Arm("untrained transformer", told | TRANSFORMER, cost=2.0)]
     found += [Arm(name, told | changed(WORDS, change), after="untrained", cost=3.0) for name, change in tried.items()]
+    found.append(Arm("200 steps", told | WORDS | {"steps": 200}, after="untrained", cost=5.0))
     found += [Arm("width 256, untrained", told | narrow, cost=2.0), Arm("width 256", told | narrow, after="width 256, untrained", cost=2.0)]
     return [*found, Arm("transformer", told | TRANSFORMER, after="untrained transformer", cost=4.0)]
 
