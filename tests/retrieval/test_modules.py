@@ -61,6 +61,12 @@ def test_whole_sentences_are_cut_from_the_end_and_never_the_title(model: Sentenc
     assert read.preprocess([long], max_length=14)["input_ids"].shape[1] == 12
 
 
+def test_more_tokens_than_a_base_can_read_are_refused(bert: Path) -> None:
+    assert build(bert / "../base", length=64, device="cpu").max_seq_length == 64
+    with pytest.raises(ValueError, match="it reads 64 tokens at most, not 65; lower model.length"):
+        build(bert / "../base", length=65, device="cpu")
+
+
 def test_what_is_no_text_and_processing_options_are_refused(model: SentenceTransformer) -> None:
     with pytest.raises(ValueError, match="a text was expected, not list"):
         reader(model).preprocess([["a", "b"]])

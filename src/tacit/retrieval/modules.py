@@ -251,6 +251,9 @@ def build(
     """A model over a base: the folder or hub id of a transformers encoder. `weights` (V,) of words, where they are to be weighted; `length`: the
     most tokens that are read; `options`: those of FacetPooling."""
     backbone = Sentencewise(str(base), max_seq_length=length)
+    most = getattr(backbone.config, "max_position_embeddings", None)
+    if length is not None and most is not None and length > most:
+        raise ValueError(f"it reads {most} tokens at most, not {length}; lower model.length")
     words = 0 if weights is None else len(weights)
     pooling = FacetPooling(backbone.get_embedding_dimension(), words=words, length=backbone.max_seq_length or 512, **options)
     pooling.start(weights=weights)
