@@ -33,7 +33,7 @@ from tacit.tasks.data import locate
 
 SIZES = {"default": SmallConfig(), "two layers of 128": SmallConfig(layers=2, hidden=128)}
 INDEX_SECONDS, QUERY_MS, RATIO = 60, 20, 0.9
-QUESTIONS, SAMPLE, TURNS = 200, 512, 7
+QUESTIONS, SAMPLE, TURNS = 200, 512, 21
 
 
 def seconds(work: Callable[[], Any]) -> float:
