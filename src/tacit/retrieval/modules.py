@@ -164,7 +164,8 @@ class FacetPooling(Module):
         `facet`, or evenly for `facet="all"`. Also `facet_vectors` (B, K + 1, d), `intent` (B, K), `sentence_roles` (B, n, K) as log-probs,
         `sentence_mask` (B, n), `gates` (B, K, 3) in the order of GRAINS, and `evidence` (B, K)."""
         states, owners = features["token_embeddings"], features["sentence_ids"]
-        mask, some = owners >= 0, (owners >= 0).any(-1, keepdim=True)
+        mask = owners >= 0
+        some = mask.any(-1, keepdim=True)
         token_logits = f.anchor_logits(states, self.anchors, self.token_projection)
         weights = counted = torch.ones_like(states[..., 0])
         if self.word_logs is not None:
