@@ -6,9 +6,11 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
@@ -35,6 +37,28 @@ def split(text: str) -> list[str]:
     return [part for part in (" ".join(p.split()) for p in text.split(SENTENCE_END)) if part] if SENTENCE_END in text else sentences(text)
 
 
+def _ids(tokenizer: Any, sentences: list[str]) -> list[list[int]]:
+    """Tokens of each sentence. Of a fast tokenizer nothing else is asked, such as the place of each token, which takes a quarter of its time."""
+    if not sentences or not tokenizer.is_fast:
+        return tokenizer(sentences, add_special_tokens=False, verbose=False)["input_ids"] if sentences else []
+    engine = tokenizer.backend_tokenizer
+    engine.no_padding()
+    engine.no_truncation()
+    return [found.ids for found in engine.encode_batch_fast(sentences, add_special_tokens=False)]
+
+
+def _within(sentences: Sequence[list[int]], room: int) -> tuple[list[int], list[int]]:
+    """Tokens of as many sentences as have room, and the sentence of each."""
+    tokens: list[int] = []
+    owner: list[int] = []
+    for n, sentence in enumerate(sentences):
+        if n and len(tokens) + len(sentence) > room:
+            break
+        tokens += sentence[:room]
+        owner += [n] * len(sentence[:room])
+    return tokens, owner
+
+
 class Sentencewise(Transformer):
     """Any transformers encoder, reading a text sentence by sentence: tokens know theirs. The title, or whatever stands first, is sentence 0.
 
@@ -50,33 +74,22 @@ class Sentencewise(Transformer):
         groups = [split((prompt or "") + text) for text in inputs]
         tokenizer: Any = self.tokenizer
         every = [sentence for group in groups for sentence in group]
-        encoded = tokenizer(every, add_special_tokens=False, verbose=False)["input_ids"] if every else []
+        encoded = iter(_ids(tokenizer, every))
         first, last = self._special
-        limit = kwargs.get("max_length") or self.max_seq_length or 512
-        rows, start = [], 0
-        for group in groups:
-            rows.append(self._row(encoded[start : start + len(group)], limit - len(first) - len(last)))
-            start += len(group)
-        length = max(len(ids) for ids, _ in rows) + len(first) + len(last)
-        ids = torch.full((len(rows), length), tokenizer.pad_token_id)
-        owners, mask = torch.full((len(rows), length), OUTSIDE), torch.zeros((len(rows), length), dtype=torch.long)
-        for row, (tokens, owner) in enumerate(rows):
-            whole = [*first, *tokens, *last]
-            ids[row, : len(whole)], mask[row, : len(whole)] = torch.tensor(whole), 1
-            owners[row, len(first) : len(first) + len(owner)] = torch.tensor(owner, dtype=torch.long)
-        return {"input_ids": ids, "attention_mask": mask, "sentence_ids": owners, "modality": "text"}
-
-    @staticmethod
-    def _row(encoded: Sequence[Sequence[int]], room: int) -> tuple[list[int], list[int]]:
-        """Tokens of as many sentences as have room, and the sentence of each."""
+        room = (kwargs.get("max_length") or self.max_seq_length or 512) - len(first) - len(last)
         tokens: list[int] = []
         owner: list[int] = []
-        for n, sentence in enumerate(encoded):
-            if n and len(tokens) + len(sentence) > room:
-                break
-            tokens += sentence[:room]
-            owner += [n] * len(sentence[:room])
-        return tokens, owner
+        lengths: list[int] = []
+        for group in groups:
+            found, theirs = _within(list(islice(encoded, len(group))), room)
+            tokens += first + found + last
+            owner += [OUTSIDE] * len(first) + theirs + [OUTSIDE] * len(last)
+            lengths.append(len(first) + len(found) + len(last))
+        mask = np.arange(max(lengths)) < np.array(lengths)[:, None]
+        ids, owners = np.full(mask.shape, tokenizer.pad_token_id), np.full(mask.shape, OUTSIDE)
+        ids[mask], owners[mask] = tokens, owner  # of all texts at once, and by numpy: a tensor made of each list takes as long as the facets do
+        found = {"input_ids": ids, "attention_mask": mask.astype(np.int64), "sentence_ids": owners}
+        return {name: torch.from_numpy(values) for name, values in found.items()} | {"modality": "text"}
 
     @property
     def _special(self) -> tuple[list[int], list[int]]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tacit.retrieval.lexical import UNSPACED
 
-BOUNDARY = re.compile(r"(?:(?<=[.!?…])|(?<=[.!?…][\"'”’)\]]))\s+(?=[^\sa-z])|(?<=[。！？।॥])\s*|\n\s*\n")
+BOUNDARY = re.compile(r"[.!?…][\"'”’)\]]?(\s+)(?=[^\sa-z])|[。！？।॥](\s*)|(\n\s*\n)")  # the group is what lies between two sentences
 NO_END = re.compile(r"(?:^|[\s(])(?:e\.g|i\.e|al|fig|figs|eq|eqs|sec|vs|cf|dr|prof|mr|ms|mrs|no|vol|pp|approx|resp)\.$", re.IGNORECASE)
 CHARACTER = re.compile(rf"[{UNSPACED}]")
 LONGEST = 100  # words; what has no full stop is cut all the same
@@ -18,8 +18,9 @@ def sentences(text: str) -> list[str]:
     """The sentences of a text, white space collapsed. Full stops of abbreviations end none; none is longer than 100 words."""
     found, start = [], 0
     for boundary in BOUNDARY.finditer(text):
-        piece = text[start : boundary.start()]
-        if "\n" not in boundary[0] and NO_END.search(piece[-12:]):
+        group = boundary.lastindex or 0
+        piece = text[start : boundary.start(group)]
+        if "\n" not in boundary[group] and NO_END.search(piece[-12:]):
             continue
         found.append(piece)
         start = boundary.end()
@@ -42,6 +43,8 @@ def _cut(sentence: str) -> list[str]:
 
 def size(text: str) -> int:
     """Words of a text; in scripts without spaces every character is one."""
+    if text.isascii():
+        return len(text.split())
     characters = len(CHARACTER.findall(text))
     return characters + len(CHARACTER.sub(" ", text).split())
 
