@@ -1,7 +1,8 @@
 """What a training of an encoder is: `kind: retrieval`. It has no task, policy or reward, so it is no RunConfig.
 
 Defaults are those of the specification's table 2.8, all [inferred]: of its full size over a pretrained base, of its small size (`SMALL`) over a base
-that is made from the corpus, where width, learning rates and temperature are ours, chosen on held-out sets.
+that is made from the corpus, where width, learning rates, temperature and weight of roles are
+ours, chosen on held-out sets.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from tacit.sections import CheckpointConfig, RuntimeConfig, Strict
 SMALL: dict[str, dict[str, Any]] = {  # defaults over a small base, where the recipe says nothing else
     "": {"learning_rate": 3e-4, "head_learning_rate": 3e-3},
     "model": {"whole": 0.6, "pooled": "mean", "kinds": True, "intent_temperature": 1.0},
-    "loss": {"roles": 0.5},
+    "loss": {"temperature": 0.03, "roles": 1.0},
 }
 
 
@@ -63,11 +64,11 @@ class FacetLossConfig(Strict):
     """L = pairs · L_dd + question · L_qd + roles · (K1 + K2) + orthogonality · ‖ÂÂᵀ − I‖²."""
 
     form: Literal["infonce", "triplet"] = "infonce"
-    temperature: float = Field(default=0.05, gt=0, description="τ of infonce")
+    temperature: float = Field(default=0.05, gt=0, description="τ of infonce; small: 0.03")
     margin: float = Field(default=1.0, gt=0, description="of triplet")
     pairs: float = Field(default=1.0, ge=0, description="0: questions alone")
     question: float = Field(default=1.0, ge=0, description="λ_q; 0: pairs of documents alone")
-    roles: float = Field(default=0.2, ge=0, description="λ_K; 0: no labelled sentence is learnt from; small: 0.5")
+    roles: float = Field(default=0.2, ge=0, description="λ_K; 0: no labelled sentence is learnt from; small: 1")
     orthogonality: float = Field(default=0.01, ge=0, description="keeps the anchors from becoming one")
     smoothing: float = Field(default=0.1, ge=0, lt=1, description="ε of the labels of sentences")
     kl: Literal["labels", "match"] = Field(default="labels", description="what a question's facets are compared with: its label, or the answer's fit")

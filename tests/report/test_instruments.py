@@ -16,7 +16,7 @@ def arm(name: str, *results: Any) -> Arm:
 
 def test_both_models_of_a_run_stand_side_by_side() -> None:
     page = instruments([arm("wmss", {"loss": 0.5, "ece": 0.01, "weak_loss": 1.25, "pass@1": 0.9, "pass@1_low": 0.8, "pass@1/hard": 0.4})])
-    assert "<th scope='col'>policy</th><th scope='col'>weak model</th>" in page
+    assert "<th scope='col'>model</th><th scope='col'>weak model</th>" in page
     assert "<th scope='row'>loss</th><td>0.5</td><td>1.25</td>" in page
     assert "<th scope='row'>pass@1/hard</th><td>0.4</td><td><span class='faint'>–</span></td>" in page
     assert "pass@1_low" not in page and "weak_loss" not in page

@@ -121,6 +121,14 @@ def test_supervised_fine_tuning(make_run: Make, reports: Any, tmp_path: Path) ->
     assert "No metric with a threshold was recorded." in made.words("health")
 
 
+def test_an_encoder_shows_its_ranking_and_no_sections_of_rollouts(make_run: Make, tmp_path: Path) -> None:
+    metrics = [{"step": 0, "eval/map": 0.4, "eval/documents_map": 0.3, "eval/questions_map": 0.5}, {"step": 1, "loss/train": 2.0, "eval/map": 0.6}]
+    result = {"kind": "retrieval", "metric": "MAP", "after": 0.6, "measured": {"map": 0.6}}
+    made = page([make_run(config="kind: retrieval\nseed: 0\n", metrics=metrics, result=result)], tmp_path)
+    assert [chart["title"] for chart in made.data["charts"].values()] == ["Held-out MAP", "Loss"]
+    assert "map 0.6" in made.words("measured") and not {"time", "health", "samples"} & set(made.texts)
+
+
 @pytest.mark.parametrize("missing", ["config", "metrics", "samples", "all but the result"])
 def test_what_is_missing_is_shown_as_absent(make_run: Make, reports: Any, tmp_path: Path, missing: str) -> None:
     files = {"config": "", "metrics": reports.rl_metrics(5), "samples": reports.rl_samples(5), "result": reports.rl_result() | {"examples": []}}

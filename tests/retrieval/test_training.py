@@ -279,7 +279,10 @@ def test_their_settings_are_those_of_the_specification(name: str) -> None:
     [
         (["corpus=[nowhere]"], "corpus: there is no file or folder nowhere, neither in"),
         (["roles=[nowhere.jsonl]"], "roles: there is no file or folder nowhere.jsonl"),
-        (["corpus=[papers/01.md, papers/02.md]"], "the corpus has 2 papers; training needs 10 at least"),
+        (
+            ["corpus=[papers/01.md, papers/02.md]"],
+            "training needs 10 papers at least, and learns little from less than some hundreds; the corpus has 2",
+        ),
         (["roles=[odd.jsonl]"], "odd.jsonl, line 1: 2 sentences have 1 labels; give each one"),
         (["roles=[asked.jsonl]"], "asked.jsonl, line 1: 'sentences' must be a list of texts"),
         (["questions=[asked.jsonl]"], "asked.jsonl, line 1: there is no paper 'elsewhere' in the corpus"),
@@ -318,7 +321,8 @@ def test_a_wrong_recipe_gets_its_sentence(change: tuple[str, str], sentence: str
 
 def test_small_bases_have_defaults_of_their_own_and_what_is_given_stays() -> None:
     small, full = config("loss.roles=0.3"), RetrievalConfig(output="o", base={"path": "x"})  # type: ignore[arg-type]
-    assert (small.loss.temperature, small.loss.roles, small.model.pooled, small.learning_rate) == (0.05, 0.3, "mean", 3e-4)
+    assert (small.loss.temperature, small.loss.roles, small.model.pooled, small.learning_rate) == (0.03, 0.3, "mean", 3e-4)
+    assert config().loss.roles == 1.0
     assert (full.loss.temperature, full.loss.roles, full.model.pooled, full.learning_rate) == (0.05, 0.2, "first", 2e-5)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tacit.core.documents import DocumentError, read_document
+from tacit.core.documents import DocumentError, decoded, read_document
 from tacit.routing.decision import UNKNOWN
 from tacit.routing.documents import Outline, by_bytes, describe, head_of, kind_of, outline, outline_text
 
@@ -70,6 +70,12 @@ def test_encodings(tmp_path):
     for name, encoding in (("a.md", "utf-8-sig"), ("b.md", "utf-16"), ("c.md", "utf-8")):
         (tmp_path / name).write_bytes("# Größe\n\nδ".encode(encoding))
         assert read_document(tmp_path / name) == ("Größe", "# Größe\n\nδ")
+
+
+def test_what_is_no_utf_8_is_windows_1252_unless_most_of_it_is():
+    assert decoded("Größe – “naïve”".encode("cp1252")) == "Größe – “naïve”"
+    assert decoded("Größe".encode() + b"\xff" + "Maß".encode()) == "Größe\ufffdMaß"
+    assert decoded("\ufffd".encode()) == "\ufffd" and decoded(b"") == ""
 
 
 def test_pdf(tmp_path):

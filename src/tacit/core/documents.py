@@ -28,6 +28,8 @@ p pre section table tr ul"""  # HTML elements that stand on lines of their own; 
 BROKEN = re.compile(r"([^\W\d_]+)-\n([a-zß-öø-ÿ]\w*)")  # a word that a line of a PDF breaks
 HYPHENATED = re.compile(r"\b(?=(\w+-\w+))")
 
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
 
 class DocumentError(ValueError):
     """A document that cannot be read: which, why, what to do."""
@@ -51,11 +53,23 @@ def read_document(path: str | Path, head: int = 2**16) -> tuple[str, str]:
 
 def _text(path: Path, head: int = 0) -> tuple[str, str]:
     data = path.read_bytes()
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "", data.decode("utf-16", "replace")
-    if b"\0" in data[:4096]:
+    if b"\0" in data[:4096] and not data.startswith(UTF16):
         raise DocumentError(f"{path} is no text, for it holds null bytes; give a text, Markdown, HTML or PDF file")
-    return "", data.decode("utf-8-sig", "replace")
+    return "", decoded(data)
+
+
+def decoded(data: bytes) -> str:
+    """The text of a file: UTF-16 where its first bytes say so, else UTF-8. What has more bytes that are no UTF-8 than letters
+    beyond ASCII is Windows-1252, which old files mostly are."""
+    if data.startswith(UTF16):
+        return data.decode("utf-16", "replace")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        text = data.decode("utf-8-sig", "replace")
+        wrong = text.count("\ufffd")
+        letters = sum(c > "\x7f" for c in text) - wrong
+        return text if letters > wrong else data.decode("cp1252", "replace")
 
 
 def _markdown(path: Path, head: int) -> tuple[str, str]:

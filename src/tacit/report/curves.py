@@ -39,6 +39,12 @@ PLOTS = (
         smooth=True,
         form=".3f",
     ),
+    Plot(
+        "Held-out MAP",
+        {"eval/map": "mean", "eval/documents_map": "papers like a paper", "eval/questions_map": "papers for a question"},
+        points=("eval/map", "eval/documents_map", "eval/questions_map"),
+        form=".3f",
+    ),
     Plot("Loss", {"loss/train": "training", "eval/loss": "held out"}, points=("eval/loss",), smooth=True, form=".4f"),
     Plot(
         "Completion length",

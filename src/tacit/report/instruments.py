@@ -18,7 +18,7 @@ def instruments(compared: Sequence[Arm]) -> str:
     columns = {}
     for arm in compared:
         found = measured(arm)
-        name = arm.name if len(compared) > 1 else "policy"
+        name = arm.name if len(compared) > 1 else "model"
         columns[name] = {metric: value for metric, value in found.items() if not metric.startswith(WEAK)}
         if weak := {metric.removeprefix(WEAK): value for metric, value in found.items() if metric.startswith(WEAK)}:
             columns[f"{name}, weak model" if len(compared) > 1 else "weak model"] = weak

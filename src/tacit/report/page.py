@@ -54,6 +54,8 @@ def page(runs: Sequence[Run], plotly: str) -> str:
         ("samples", "Samples", samples(runs)),
         ("setup", "Setup", setup(runs, compared)),
     ]
+    if all(run.setting("kind") == "retrieval" for run in runs):  # encoders have no stages, rollouts or completions
+        sections = [section for section in sections if section[0] not in ("time", "health", "samples")]
     data = {
         "charts": {f"main-{n}": asdict(chart) for n, chart in enumerate(charts)},
         "others": {f"other-{n}": asdict(chart) for n, chart in enumerate(others)},

@@ -68,7 +68,7 @@ def prepare(config: RetrievalConfig, scratch: Path, reporter: Reporter, most: in
     found = read(config, reporter, most)
     if len(found.papers) < FEWEST:
         raise ValueError(
-            f"the corpus has {len(found.papers)} papers; training needs {FEWEST} at least, and learns little from less than some hundreds"
+            f"training needs {FEWEST} papers at least, and learns little from less than some hundreds; the corpus has {len(found.papers)}"
         )
     if not found.labelled:
         reporter.warning("there are no labelled sentences, so nothing tells the model which facet is which; name some in roles")
@@ -101,7 +101,10 @@ def read(config: RetrievalConfig, reporter: Reporter, most: int | None = None) -
         papers, questions = own(config, reporter), []
     else:
         reporter.phase("reading", None)
-        public = scientific()
+        try:
+            public = scientific()
+        except DataError as error:
+            raise ValueError(f"corpus names no papers, so the public sets would be read, but {error}; or name yours in corpus") from None
         papers, questions = {document.id: [document] for document in public.documents}, list(public.questions)
     for name in config.questions:
         questions += _questions(place(name, "questions"), papers)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tacit.core.documents import DocumentError, read_document
+from tacit.core.documents import DocumentError, decoded, read_document
 from tacit.core.progress import Reporter, SilentReporter
 from tacit.retrieval.bibtex import entries
 from tacit.retrieval.store import Store
@@ -143,7 +143,7 @@ def _without(title: str, text: str) -> str:
 
 def _source_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
+        return decoded(path.read_bytes())
     except OSError as error:
         raise DocumentError(f"{path}: {(error.strerror or str(error)).lower()}") from None
 
