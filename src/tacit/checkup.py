@@ -25,7 +25,7 @@ from tacit.core import tiny
 from tacit.core.policy import DTYPES, Policy, add_lora, load_tokenizer
 from tacit.core.progress import SilentReporter
 from tacit.core.rollouts import Prompt
-from tacit.core.rundir import CONFIG
+from tacit.core.rundir import CONFIG, finished_policy
 from tacit.core.runtime import Runtime
 from tacit.forecast import MIB, Forecast, Sizes, Texts, disk, forecast, saved_bytes
 from tacit.generation.native_decoder import unsuitable
@@ -229,11 +229,7 @@ def verdict(what: str, needed: int, there: int, processes: int) -> Finding:
 
 def source(config: RunConfig) -> str | None:
     """The folder or hub id that the policy comes from; None for one that is built from scratch. Raises ValueError where `init` is not finished."""
-    if config.init is None:
-        return config.model.path
-    if not (folder := Path(config.init) / "policy").is_dir():
-        raise ValueError(f"init: {config.init} holds no finished run (there is no {folder}); train it first, or finish it with --resume")
-    return str(folder)
+    return config.model.path if config.init is None else str(finished_policy(config.init, "init"))
 
 
 def run_or_model(name: str) -> str:

@@ -16,10 +16,11 @@ from tacit.config import RLConfig, SFTConfig, WMSSConfig
 from tacit.core.checkpoint import CheckpointStore
 from tacit.core.environment import environment
 from tacit.core.imports import is_own_part, load_object
+from tacit.core.options import checked
 from tacit.core.policy import Policy, load_policy
 from tacit.core.progress import Reporter, SilentReporter
 from tacit.core.rollouts import RolloutBatch
-from tacit.core.rundir import RunDirectory
+from tacit.core.rundir import RunDirectory, finished_policy
 from tacit.core.runtime import Runtime
 from tacit.core.stopping import stop_after_step
 from tacit.core.thresholds import alarms
@@ -95,11 +96,7 @@ class Parts:
         self.sampler = Sampler(self.decoder, self.mirror, max_new_tokens=config.completion_limit, top_p=config.evaluation.top_p, stop=stop)
 
     def _policy(self, config: RLConfig | SFTConfig) -> Policy:
-        folder = None
-        if config.init is not None:
-            folder = Path(config.init) / "policy"
-            if not folder.is_dir():
-                raise ValueError(f"init: {config.init} holds no finished run (there is no {folder}); train it first, or finish it with --resume")
+        folder = None if config.init is None else finished_policy(config.init, "init")
         bf16 = config.runtime.precision == "bf16"
         return load_policy(config.model, alphabet=self.task.alphabet, seed=config.seed, device=self.runtime.device, bf16=bf16, folder=folder)
 
@@ -303,7 +300,7 @@ def make_component(name: str, options: dict[str, Any]) -> Component:
         raise ValueError(choice("component", name, [*COMPONENTS, "file.py:Class"]))
     made = load_object(COMPONENTS.get(name, name), "component")
     try:
-        component = made(**options)
+        component = made(**checked(made, f"component {name!r}", options))
     except TypeError as error:
         raise ValueError(f"component {name!r} does not take these options: {error}") from error
     if not isinstance(component, Component):

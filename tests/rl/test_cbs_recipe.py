@@ -56,5 +56,5 @@ def test_names_that_a_recipe_may_use(components, logged):
 def test_wrong_options_are_told_in_one_sentence():
     with pytest.raises(ValueError, match="label of CBS must be one of sample, set, not 'all'"):
         run(recipe(*HERE, *SMALL, "components=[{name: cbs, options: {label: all}}]"))
-    with pytest.raises(ValueError, match="component 'cbs' does not take these options"):
+    with pytest.raises(ValueError, match="component 'cbs' has no option 'luck'; its options are mode, share, "):
         run(recipe(*HERE, *SMALL, "components=[{name: cbs, options: {luck: 1}}]"))

@@ -64,5 +64,5 @@ def test_a_run_that_ends_before_its_time_is_finished_and_says_after_how_many_ste
 
 @pytest.mark.parametrize("wrong", [{"lam": -1}, {"ksi": 1}])
 def test_wrong_options_are_told_in_one_sentence(tmp_path, wrong):
-    with pytest.raises(ValueError, match=r"PIPO needs lam >= 0|component 'pipo' does not take these options: .*'ksi'"):
+    with pytest.raises(ValueError, match=r"PIPO needs lam >= 0|component 'pipo' has no option 'ksi'"):
         run(config(tmp_path, {"name": "pipo", "options": wrong}))

@@ -91,7 +91,7 @@ def test_own_class_from_a_file_and_from_a_module(tmp_path):
         ({"name": "sorting", "options": {"zzz": 3}}, "has no option 'zzz'; its options are min_length, max_length"),
         ({"name": "sorting", "options": {"max_length": "x"}}, "task 'sorting', option 'max_length': .*integer.*, not 'x'"),
         ({"name": "gone.jsonl"}, r"there is no file gone\.jsonl"),
-        ({"name": "FILE:Own"}, r"needs the option 'size': set task\.options\.size"),
+        ({"name": "FILE:Own"}, r"needs the option 'size'; set it among its options"),
         ({"name": "FILE:Half"}, "lacks alphabet, prompt_at, heldout, solve, baselines"),
         ({"name": "FILE:NUMBER"}, "is a int, expected a class"),
         ({"name": "FILE:Onw"}, "did you mean 'Own'"),

@@ -24,6 +24,13 @@ LOCK, CONFIG = ".lock", "config.yaml"
 FOLDERS = ("checkpoints", "tensorboard")  # of a run that has not begun
 
 
+def finished_policy(run: str | Path, key: str) -> Path:
+    """Where a finished run has its policy. Raises ValueError, naming the `key` of the recipe, for a run that has not ended."""
+    if not (folder := Path(run) / "policy").is_dir():
+        raise ValueError(f"{key}: {run} holds no finished run (there is no {folder}); train it first, or finish it with --resume")
+    return folder
+
+
 class RunDirectoryError(ValueError):
     """The folder cannot serve as the output of this run; why, and what to do, in one sentence."""
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib import import_module
-from typing import Any, Protocol, TypeVar, get_args, get_type_hints, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
 
 from tacit.config import TaskConfig
 from tacit.core.imports import is_own_part, load_object
+from tacit.core.options import checked
 from tacit.core.rollouts import Prompt
 from tacit.tasks.tables import FILE_ENDINGS, HUB
 
@@ -130,40 +129,8 @@ def _build(cls: Any, name: str, options: Mapping[str, Any]) -> Task:
     """`cls(**options)`, the options checked against its signature first."""
     if not callable(cls):
         raise ValueError(f"task {name!r} is a {type(cls).__name__}, expected a class or a function that returns a task")
-    task: Any = cls(**_checked(cls, name, options))
+    task: Any = cls(**checked(cls, f"task {name!r}", options, hidden=("path", "columns")))
     missing = [m for m in ("name", "alphabet", "prompt_at", "heldout", "solve", "verify", "baselines") if not hasattr(task, m)]
     if missing:
         raise ValueError(f"task {name!r} lacks {', '.join(missing)}: see tacit.tasks.base.Task for what a task has")
     return task
-
-
-def _checked(cls: Any, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options as the types that the signature asks for. Raises ValueError for one that is unknown, missing or of another type."""
-    parameters = inspect.signature(cls).parameters
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    hints, checked = _hints(cls), dict(options)
-    for option, value in options.items():
-        if option not in parameters and not open_ended:
-            known = [p for p in parameters if p not in ("path", "columns")]
-            near = get_close_matches(option, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; its options are {', '.join(known)}" if known else ""
-            raise ValueError(f"task {name!r} has no option {option!r}{hint}")
-        if option in hints:
-            try:
-                checked[option] = TypeAdapter(hints[option]).validate_python(value)
-            except ValidationError as error:
-                raise ValueError(f"task {name!r}, option {option!r}: {error.errors()[0]['msg']}, not {value!r}") from None
-    missing = [p.name for p in parameters.values() if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    if lacking := [p for p in missing if p not in options]:
-        raise ValueError(f"task {name!r} needs the option {lacking[0]!r}: set task.options.{lacking[0]}")
-    return checked
-
-
-def _hints(cls: Any) -> dict[str, Any]:
-    """Annotated types that pydantic can check; a class of the user's may use others, and checks those itself."""
-    try:
-        hints = get_type_hints(cls.__init__ if inspect.isclass(cls) else cls)
-    except NameError:  # names imported for type checkers only
-        return {}
-    plain = (int, float, str, bool)
-    return {k: t for k, t in hints.items() if t in plain or all(a in (*plain, type(None)) for a in get_args(t) or (t,))}
