@@ -57,13 +57,13 @@ docs: $(READY) ## write the tables of docs/configuration.md from src/tacit/confi
 site: $(SITE_READY) ## build the documents and the API reference into site/; a broken link fails
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --quiet --strict
 
-bench: $(READY) $(TRL_READY) ## side by side with TRL 1.16 in .venv-trl, growth of cost, decoding, five seeds of sorting; writes results/benchmarks/*.json
+bench: $(READY) $(TRL_READY) ## side by side with TRL 1.16 in .venv-trl, growth of cost, decoding, PIPO's step, search, five seeds of sorting; writes results/benchmarks/*.json
 	@mkdir -p results/benchmarks
 	$(BIN)/python benchmarks/vs_trl.py
 	PYTHONPATH=src $(BIN)/python benchmarks/cost_growth.py
-	@set -e; for name in sorting_seeds decode parity_trl; do \
+	@set -e; for name in sorting_seeds decode parity_trl pipo_step $(if $(wildcard $(DATA)/csfcube),search); do \
 		echo "bench: $$name"; \
-		python=.venv-trl/bin/python; case $$name in sorting_seeds|decode) python=$(BIN)/python;; esac; \
+		python=$(BIN)/python; case $$name in parity_trl) python=.venv-trl/bin/python;; esac; \
 		PYTHONPATH=src $$python benchmarks/$$name.py > results/benchmarks/$$name.json.part; \
 		mv results/benchmarks/$$name.json.part results/benchmarks/$$name.json; \
 		cat results/benchmarks/$$name.json; \
