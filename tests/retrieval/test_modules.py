@@ -61,6 +61,20 @@ def test_whole_sentences_are_cut_from_the_end_and_never_the_title(model: Sentenc
     assert read.preprocess([long], max_length=14)["input_ids"].shape[1] == 12
 
 
+def test_tokens_are_those_of_the_tokenizer_however_it_was_used_before(model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, texts = reader(model), [f"{TITLE}. {FIRST} {SECOND}", "cats " * 90, ""]
+    tokenizer = read.tokenizer
+    expected = read.preprocess(texts)
+    tokenizer(texts, padding="max_length", truncation=True, max_length=7)  # pyright: ignore[reportCallIssue, reportOptionalCall]
+    again = read.preprocess(texts)
+    monkeypatch.setattr(type(tokenizer), "is_fast", False)
+    slow = read.preprocess(texts)
+    for name in ("input_ids", "attention_mask", "sentence_ids"):
+        assert torch.equal(again[name], expected[name]) and torch.equal(slow[name], expected[name])
+    ids = tokenizer(FIRST, add_special_tokens=False)["input_ids"]  # pyright: ignore[reportCallIssue, reportOptionalCall]
+    assert expected["input_ids"][0][expected["sentence_ids"][0] == 1].tolist() == ids
+
+
 def test_more_tokens_than_a_base_can_read_are_refused(bert: Path) -> None:
     assert build(bert / "../base", length=64, device="cpu").max_seq_length == 64
     with pytest.raises(ValueError, match="it reads 64 tokens at most, not 65; lower model"):

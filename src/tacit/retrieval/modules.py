@@ -81,10 +81,10 @@ class Sentencewise(Transformer):
         owner: list[int] = []
         lengths: list[int] = []
         for group in groups:
-            found, theirs = _within(list(islice(encoded, len(group))), room)
-            tokens += first + found + last
+            read, theirs = _within(list(islice(encoded, len(group))), room)
+            tokens += first + read + last
             owner += [OUTSIDE] * len(first) + theirs + [OUTSIDE] * len(last)
-            lengths.append(len(first) + len(found) + len(last))
+            lengths.append(len(first) + len(read) + len(last))
         mask = np.arange(max(lengths)) < np.array(lengths)[:, None]
         ids, owners = np.full(mask.shape, tokenizer.pad_token_id), np.full(mask.shape, OUTSIDE)
         ids[mask], owners[mask] = tokens, owner  # of all texts at once, and by numpy: a tensor made of each list takes as long as the facets do
