@@ -71,25 +71,16 @@ class TokenScorer(nn.Module):
         """What predicts each completion token: its state and the weights it meets, or its logits, for losses that need more than its log-prob."""
         packed = packed and self._can_pack(pad_id)
         layout = lay_out(prompts, completions, pad_id, int((prompts.lengths + completions.lengths).max()) if packed else None)
-        device = next(self.model.parameters()).device
-        inputs = {name: tensor.to(device) for name, tensor in layout.inputs.items()}
-        if self._plain_head is None:
-            self._plain_head = self._head_is_plain(inputs["input_ids"][:1, :8])
-        at = layout.rows.to(device), layout.columns.to(device)
-        if not self._plain_head:
+        inputs, at, plain = self._placed(layout)
+        if not plain:
             return Head(self.model(**inputs, use_cache=False).logits[at])
         head: nn.Linear = self.model.get_output_embeddings()  # pyright: ignore[reportAssignmentType]
         return Head(self._backbone(**inputs)[at], head.weight, head.bias)
 
     def _stats(self, layout: Layout, targets: Tensor, temperature: float = 1.0, entropy: bool = False, hidden: bool = False) -> TokenStats:
-        device = next(self.model.parameters()).device
-        inputs: dict[str, Any] = {name: tensor.to(device) for name, tensor in layout.inputs.items()}
-        if self._plain_head is None:
-            self._plain_head = self._head_is_plain(inputs["input_ids"][:1, :8])
-        if layout.tree is not None:  # the mask says that no mask is to be made
-            inputs |= {"tree": layout.tree.to(device), "attention_mask": torch.zeros(1, 1, 1, 1, device=device)}
-        at, targets = (layout.rows.to(device), layout.columns.to(device)), targets.to(device)
-        if self._plain_head:
+        inputs, at, plain = self._placed(layout)
+        targets = targets.to(at[0].device)
+        if plain:
             states = self._backbone(**inputs)[at]
             head: nn.Linear = self.model.get_output_embeddings()  # pyright: ignore[reportAssignmentType]
             logp, ent = token_logprobs(states, head.weight, targets, bias=head.bias, temperature=temperature, entropy=entropy)
@@ -98,6 +89,16 @@ class TokenScorer(nn.Module):
             states = out.hidden_states[-1][at] if hidden else None
             logp, ent = logits_logprobs(out.logits[at], targets, temperature=temperature, entropy=entropy)
         return TokenStats(logp, ent, states if hidden else None)
+
+    def _placed(self, layout: Layout) -> tuple[dict[str, Any], tuple[Tensor, Tensor], bool]:
+        """What the model reads, where the states are that predict completion tokens, both on its device, and whether its head is a plain product."""
+        device = next(self.model.parameters()).device
+        inputs: dict[str, Any] = {name: tensor.to(device) for name, tensor in layout.inputs.items()}
+        if self._plain_head is None:
+            self._plain_head = self._head_is_plain(inputs["input_ids"][:1, :8])
+        if layout.tree is not None:  # the mask says that no mask is to be made
+            inputs |= {"tree": layout.tree.to(device), "attention_mask": torch.zeros(1, 1, 1, 1, device=device)}
+        return inputs, (layout.rows.to(device), layout.columns.to(device)), self._plain_head
 
     def _backbone(self, **inputs: Any) -> Tensor:
         return self.model.base_model(**inputs, use_cache=False).last_hidden_state
