@@ -15,7 +15,10 @@ from tacit.core.policy import Policy, add_lora
 from tacit.core.rollouts import Prompt, Ragged, RolloutBatch
 from tacit.core.tiny import char_tokenizer, tiny_model
 from tacit.rl.agent import Agent
+from tacit.rl.component import Component
+from tacit.rl.step import Step
 from tacit.rl.trainer import Trainer
+from tacit.rl.update import Update
 
 TINY = TinyConfig(family="qwen2", hidden=16, layers=1, heads=2, mlp=32, context=32)
 
@@ -109,6 +112,21 @@ def weights_of(policy: Policy) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in policy.trainable()}
 
 
+class Spy(Component):
+    """Keeps the updates that each step had planned when its turn came, and the rollouts of the first of them."""
+
+    def __init__(self) -> None:
+        self.plans: list[list[Update]] = []
+
+    def plan(self, step: Step, agent: Agent, updates: list[Update]) -> list[Update]:
+        self.plans.append(list(updates))
+        return updates
+
+    @property
+    def batches(self) -> list[RolloutBatch | None]:
+        return [plan[0].batch if plan else None for plan in self.plans]
+
+
 @dataclass(frozen=True)
 class Lab:
     """What the tests of this room are made with."""
@@ -121,6 +139,7 @@ class Lab:
     score: type[Score] = Score
     first_letter: Callable[..., list[Score]] = first_letter
     letters: type[Letters] = Letters
+    spy: type[Spy] = Spy
 
 
 @pytest.fixture(scope="session")

@@ -25,18 +25,9 @@ GSPO: dict[str, Any] = {
 W = 2
 
 
-class Spy(Component):
-    def __init__(self):
-        self.plans = []
-
-    def plan(self, step, agent, updates):
-        self.plans.append(list(updates))
-        return updates
-
-
 def run(lab, steps: int, *, cbs: dict[str, Any] | None = None, pipo: dict[str, Any] | None = None, order: str = "cbs first", after=()):
     parts = [CBS(**({"warmup": 2, "epochs": 1} | (cbs or {}))), PIPO(**({"window": W} | (pipo or {})))]
-    spy = Spy()
+    spy = lab.spy()
     components = [*(parts if order == "cbs first" else parts[::-1]), *after, spy]
     trainer = lab.trainer(lab.agent(algorithm=GSPO, sampling={"group_size": 8}, components=components))
     return trainer, list(trainer.steps(steps)), spy

@@ -241,17 +241,8 @@ def critic_steps(agent) -> int:
     return max((int(s["step"]) for s in agent.critic.optimiser.state_dict()["state"].values()), default=0)
 
 
-class Spy(Component):
-    def __init__(self) -> None:
-        self.plans: list[list[Update]] = []
-
-    def plan(self, step, agent, updates):
-        self.plans.append(list(updates))
-        return updates
-
-
 def test_a_step_has_the_advantages_of_the_formulas(lab):
-    spy = Spy()
+    spy = lab.spy()
     trainer = trainer_of(lab, spy, algorithm={"critic": {"gamma": 0.9, "lam": 0.8, "whiten": False}})
     step = list(trainer.steps(3))[-1]
     pool, update = step.pool, spy.plans[-1][0]
@@ -316,7 +307,7 @@ def test_resume_is_bit_equal(lab, tmp_path, lora):
 
 
 def test_pipo_replays_the_native_advantages_and_takes_no_step_of_the_critic(lab):
-    spy = Spy()
+    spy = lab.spy()
     trainer = trainer_of(lab, PIPO(window=2, constant=0.5), spy)
     list(trainer.steps(4))
     agent = trainer.agents[0]

@@ -31,25 +31,14 @@ BASES: dict[str, dict[str, Any]] = {
 W = 3
 
 
-class Spy(Component):
-    """Keeps the plans of all steps."""
-
-    def __init__(self) -> None:
-        self.plans: list[list[Any]] = []
-
-    def plan(self, step, agent, updates):
-        self.plans.append(list(updates))
-        return updates
-
-
 def run(lab, *, algorithm: dict[str, Any] | None = None, steps: int = 0, window: int = W, optimiser: dict[str, Any] | None = None, **options: Any):
     """A trainer with PIPO and a spy behind it, and its steps."""
-    agent = lab.agent(algorithm=algorithm, optimiser=optimiser, components=[PIPO(window=window, **options), Spy()], steps=max(1, steps))
+    agent = lab.agent(algorithm=algorithm, optimiser=optimiser, components=[PIPO(window=window, **options), lab.spy()], steps=max(1, steps))
     trainer = lab.trainer(agent)
     return trainer, list(trainer.steps(steps))
 
 
-def parts(trainer) -> tuple[PIPO, Spy]:
+def parts(trainer) -> tuple[PIPO, Any]:
     return trainer.agents[0].components[-2:]
 
 
@@ -106,7 +95,7 @@ def test_what_is_replayed_is_what_was_trained_with_attributions_of_whole_groups(
         def select(self, step, agent, batch):
             return batch.select(batch.sample % 2 == 0)
 
-    pipo, spy = PIPO(window=W, constant=0.5), Spy()
+    pipo, spy = PIPO(window=W, constant=0.5), lab.spy()
     trainer = lab.trainer(lab.agent(components=[Half(), pipo, spy]))
     steps = list(trainer.steps(W + 2))
     replay, base = spy.plans[W + 1]

@@ -31,17 +31,6 @@ BASES: dict[str, dict[str, Any]] = {
 WHOLE = {"intra": {"share": 1.0}, "global": {"mode": "global", "rounds": 1}, "nested": {"mode": "nested", "rounds": 1, "share": 1.0}}
 
 
-class Spy(Component):
-    """Keeps what was trained on."""
-
-    def __init__(self):
-        self.batches = []
-
-    def plan(self, step, agent, updates):
-        self.batches.append(updates[0].batch if updates else None)
-        return updates
-
-
 def trainer_of(lab, *, before=(), after=(), algorithm=None, group: int = 8, prompts: int = 4, optimiser=None, seed: int = 0, **options):
     sampling = {"group_size": group, "prompts": prompts}
     components = [*before, CBS(**({"warmup": 2, "epochs": 1} | options)), *after]
@@ -96,7 +85,7 @@ def test_v_is_that_of_everything_drawn_before_any_filter(lab):
 
 
 def test_features_of_fresh_rollouts_come_from_the_columns_of_sampling(lab):
-    spy = Spy()
+    spy = lab.spy()
     trainer = trainer_of(lab, after=[spy], share=1.0)
     step, cbs = trainer.step(), cbs_of(trainer)
     found, batch, limit = cbs.pending.features, spy.batches[0], 3
@@ -135,7 +124,7 @@ def test_features_are_blind_to_what_other_rows_of_the_round_are(lab):
 
 
 def test_after_the_warm_up_the_scores_decide(lab):
-    spy = Spy()
+    spy = lab.spy()
     trainer = trainer_of(lab, after=[spy], warmup=2, explore=(0.0, 0.0, 1))
     steps = list(trainer.steps(5))
     assert [s.metrics["cbs/epsilon"] for s in steps] == [1, 1, 0, 0, 0]
@@ -153,7 +142,7 @@ def test_after_the_warm_up_the_scores_decide(lab):
 
 
 def test_claim_3_ages_and_uses_in_global_mode(lab):
-    spy = Spy()
+    spy = lab.spy()
     trainer = trainer_of(lab, after=[spy], mode="global", rounds=3, count=0.5)
     used: dict[tuple[int, int], int] = {}
     for step in trainer.steps(7):
@@ -242,7 +231,7 @@ def test_probes_measure_the_gain_with_the_same_luck(lab):
 
 
 def test_spearman_with_the_true_values(lab):
-    spy = Spy()
+    spy = lab.spy()
     trainer = trainer_of(lab, before=[TrueValue(prompts=6)], after=[spy], share=1.0, warmup=2)
     steps = list(trainer.steps(4))
     assert "cbs/spearman" not in steps[0].metrics, "before the scheduler decides, all scores are equal"
@@ -262,7 +251,7 @@ def test_explained_by_hand():
 
 def paid(lab, worth, **options) -> list[Any]:
     """The last steps of a course in which the gain of a step is what `worth` says of its choice, not what training did to the policy."""
-    spy = Spy()
+    spy = lab.spy()
     options = {"mode": "global", "rounds": 1, "count": 0.5, "warmup": 10, "epochs": 8, "dropout": 0.0, "explore": (0.0, 0.0, 1)} | options
     trainer = trainer_of(lab, after=[spy], group=4, prompts=8, optimiser={"lr": 1e-6}, **options)
     cbs_of(trainer).gain.compare = lambda now: (0.0, float(worth(spy.batches[-1]).double().mean()), 0.0) if spy.batches else None
@@ -288,7 +277,7 @@ def test_claim_9_the_price_of_entropy_turns_the_choice(lab):
     """A choice of high-entropy rollouts gains in reward, and in entropy. Without a price it is learnt; with one it is avoided."""
     found = {}
     for w_e in (0.0, 3.0):
-        spy = Spy()
+        spy = lab.spy()
 
         class World(Component):
             level, entropy = 0.5, 1.0
@@ -476,7 +465,7 @@ def test_wrong_options_are_refused(options):
 
 def test_random_selection_is_what_the_warm_up_is_like(lab):
     """The same sizes and the same kind of choice, with random numbers of their own."""
-    spy, other = Spy(), Spy()
+    spy, other = lab.spy(), lab.spy()
     trainer_of(lab, after=[spy], warmup=50).step()
     lab.trainer(lab.agent(sampling={"group_size": 8}, components=[Selector("random"), other])).step()
     assert torch.equal(spy.batches[0].group, other.batches[0].group)

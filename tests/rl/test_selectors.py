@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tacit.core.rollouts import Source
-from tacit.rl.component import Component
 from tacit.rl.selectors import Selector, choose, kept_of, max_variance, max_variance_scores, place_in_order
 
 
@@ -76,17 +75,8 @@ def test_max_variance_scores_by_hand():
     assert zeros == {0, 1, 2}
 
 
-class Spy(Component):
-    def __init__(self):
-        self.batches = []
-
-    def plan(self, step, agent, updates):
-        self.batches.append(updates[0].batch if updates else None)
-        return updates
-
-
 def run(lab, steps: int = 4, before=(), seed: int = 0, group: int = 8, **options):
-    selector, spy = Selector(**options), Spy()
+    selector, spy = Selector(**options), lab.spy()
     trainer = lab.trainer(lab.agent(sampling={"group_size": group}, components=[*before, selector, spy]), seed=seed)
     return trainer, list(trainer.steps(steps)), spy.batches
 

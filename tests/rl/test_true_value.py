@@ -10,7 +10,6 @@ from tacit.core.rollouts import Role
 from tacit.core.runtime import Runtime
 from tacit.rl import advantages
 from tacit.rl.aggregation import denominators
-from tacit.rl.component import Component
 from tacit.rl.selectors import TRUTH, Selector
 from tacit.rl.true_value import TrueValue, along, reward_gradient, true_values
 from tacit.rl.update import Meter, objective, run_update
@@ -120,15 +119,6 @@ def test_claim_7_foretells_the_gain_of_a_small_step(lab):
     assert np.polyfit(foretold, gained, 1)[0] == pytest.approx(1.0, abs=0.25)
 
 
-class Spy(Component):
-    def __init__(self):
-        self.batches = []
-
-    def plan(self, step, agent, updates):
-        self.batches.append(updates[0].batch)
-        return updates
-
-
 def test_in_the_trainer_it_changes_nothing_and_an_oracle_chooses_by_it(lab):
     plain = lab.trainer(lab.agent())
     list(plain.steps(2))
@@ -143,7 +133,7 @@ def test_in_the_trainer_it_changes_nothing_and_an_oracle_chooses_by_it(lab):
     one, other = (s.drawn.token[(s.drawn.role == Role.PROBE)[s.drawn.row_of_token]].tolist() for s in steps)
     assert one != other, "each step has random numbers of its own"
 
-    spy = Spy()
+    spy = lab.spy()
     oracle = lab.trainer(lab.agent(sampling={"group_size": 8}, components=[TrueValue(prompts=6), Selector("oracle"), spy]))
     (step,) = oracle.steps(1)
     for group in range(4):
