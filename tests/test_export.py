@@ -105,6 +105,12 @@ def test_every_kind_of_run_has_a_card():
     assert set(export.KINDS) == set(config.KINDS)
 
 
+def test_an_encoder_is_no_policy(tmp_path):
+    (tmp_path / "config.yaml").write_text("kind: retrieval\noutput: run\n")
+    with pytest.raises(ValueError, match="kind: retrieval trains an encoder, not a language model"):
+        export.export(tmp_path)
+
+
 def test_what_is_no_finished_run_is_refused(runs, tmp_path):
     told = tacit("export", tmp_path)
     assert told.exit_code == 2 and "holds no run; give the output folder of `tacit train`" in told.stderr

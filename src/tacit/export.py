@@ -40,6 +40,7 @@ def export(
     policy = run / "policy" if step is None else run / "kept" / f"step-{step:08d}"
     if not (run / "config.yaml").is_file():
         raise ExportError(f"{run} holds no run; give the output folder of `tacit train`")
+    config = load(run / "config.yaml")
     if step is not None and not policy.is_dir():
         kept = ", ".join(str(int(path.name.removeprefix("step-"))) for path in sorted((run / "kept").glob("step-*"))) or "none"
         raise ExportError(f"{run} has not kept the policy of step {step}; the steps that it kept: {kept}")
@@ -53,7 +54,6 @@ def export(
     if output.exists() and (not output.is_dir() or any(output.iterdir())) and not force:
         raise ExportError(f"{output} is there already; choose another --output, or replace it with --force")
 
-    config = load(run / "config.yaml")
     output.parent.mkdir(parents=True, exist_ok=True)
     making = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:

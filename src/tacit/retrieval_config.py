@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from tacit.sections import CheckpointConfig, RuntimeConfig, Strict
 
@@ -86,7 +86,7 @@ class MixtureConfig(Strict):
 
     halves: float = Field(default=0.2, ge=0, description="pairs: two halves of one abstract")
     title: float = Field(default=0.15, ge=0, description="pairs: a title and its abstract")
-    neighbours: float = Field(default=0.3, ge=0, description="pairs: a paper and one of its five nearest by LSA")
+    neighbours: float = Field(default=0.3, ge=0, description="pairs: a paper and one of its five nearest by words")
     facets: float = Field(default=0.35, ge=0, description="pairs: the same by the sentences of one facet, alike in that facet")
     cloze: float = Field(default=0.4, ge=0, description="questions: the words of a sentence of one facet, taken out of its paper")
     aspects: float = Field(default=0.2, ge=0, description="questions: two to four sentences, taken out of their paper")
@@ -149,6 +149,7 @@ class RetrievalConfig(Strict):
         filled = {**SMALL[""], **given}
         for name in ("model", "loss"):
             section = given.get(name, {})
+            section = section.model_dump(exclude_unset=True) if isinstance(section, BaseModel) else section
             filled[name] = {**SMALL[name], **section} if isinstance(section, Mapping) else section
         return filled
 

@@ -182,6 +182,20 @@ def test_a_copy_of_the_positive_and_an_absent_negative_are_no_candidates() -> No
     assert found.positive.tolist() == [0, 1, 2]
 
 
+def test_a_document_that_asks_is_no_candidate_of_its_own() -> None:
+    e = torch.eye(4, dtype=torch.float64)
+    found = f.candidates(e[:2], e[[2, 0]], e[[1, 3]], asking=e[[0, 1]])
+    assert found.counts.tolist() == [[True, False, True, True], [True, True, False, True]]
+
+
+def test_copies_are_told_in_bf16_as_well() -> None:
+    torch.manual_seed(0)
+    vectors = f.document_side(f.unit(torch.randn(64, 4, 128)), 0.6)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = f.candidates(vectors, torch.cat([vectors, vectors])[:64], vectors)
+    assert not found.counts[torch.arange(64), torch.arange(64) + 64].any() and found.counts.sum() == 64 * 127
+
+
 def test_triplet_takes_the_nearest_negative() -> None:
     found = f.Candidates(torch.tensor([[0.5, 0.875, 0.0]]).double(), torch.tensor([0]), torch.tensor([[True, True, True]]))
     assert float(f.triplet(found, 1.0)) == pytest.approx(1.0 - 0.5 + 1.0)  # distances 1, 0.5 and sqrt 2

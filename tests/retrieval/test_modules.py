@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,24 @@ def test_tokens_are_those_of_the_tokenizer_however_it_was_used_before(model: Sen
         assert torch.equal(again[name], expected[name]) and torch.equal(slow[name], expected[name])
     ids = tokenizer(FIRST, add_special_tokens=False)["input_ids"]  # pyright: ignore[reportCallIssue, reportOptionalCall]
     assert expected["input_ids"][0][expected["sentence_ids"][0] == 1].tolist() == ids
+
+
+def test_a_base_of_bytes_reads_the_spaces_between_sentences(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    engine = Tokenizer(models.BPE())
+    engine.pre_tokenizer, engine.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    engine.train_from_iterator([FIRST, SECOND] * 9, trainers.BpeTrainer(vocab_size=300, show_progress=False))  # pyright: ignore[reportCallIssue]
+    PreTrainedTokenizerFast(tokenizer_object=engine).save_pretrained(tmp_path)
+    sizes = {"vocab_size": 300, "hidden_size": 8, "num_hidden_layers": 0, "num_attention_heads": 1, "intermediate_size": 8}
+    BertModel(BertConfig(**sizes, max_position_embeddings=600)).save_pretrained(tmp_path)
+    model = build(tmp_path, device="cpu")
+    read = reader(model)
+    assert model.max_seq_length == 512, "as many as it reads, 512 at most"
+    found = read.preprocess([f"{FIRST} {SECOND}", "Dogs"])  # padded without a token for it
+    kept = found["input_ids"][0][found["attention_mask"][0] == 1]
+    assert read.tokenizer.decode(kept) == f"{FIRST} {SECOND}"  # pyright: ignore[reportOptionalMemberAccess]
 
 
 def test_more_tokens_than_a_base_can_read_are_refused(bert: Path) -> None:
@@ -196,3 +215,34 @@ def test_matching_teaches_the_intent_and_not_the_document(model: SentenceTransfo
 def test_nothing_to_learn_from_is_refused(model: SentenceTransformer) -> None:
     with pytest.raises(ValueError, match="nothing to learn from"):
         FacetLoss(model, LossOptions(pairs=0, question=0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_gives_nearly_the_same(model: SentenceTransformer, dtype: torch.dtype) -> None:
+    texts = [f"{TITLE}. {FIRST} {SECOND}", "cats", ""]
+    exact, half = model.encode_document(texts, convert_to_tensor=True), copy.deepcopy(model).to(dtype)
+    found = half.encode_document(texts, convert_to_tensor=True)
+    assert found.dtype == dtype and (found.float() - exact).abs().max() < 0.02 and not found[2].any()
+    assert half.encode_query(texts, facet="result", convert_to_tensor=True).isfinite().all()
+
+
+def test_what_was_read_can_be_read_again(model: SentenceTransformer) -> None:
+    features = model.preprocess([f"{TITLE}. {FIRST}"])
+    first, second = (model(features)["sentence_embedding"] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_a_facet_of_a_document_is_refused(model: SentenceTransformer) -> None:
+    for encode in (model.encode, model.encode_document):
+        with pytest.raises(ValueError, match="a facet weighs what asks: give it to encode_query"):
+            encode(["cats"], facet="method")
+
+
+def test_prompts_and_similarity_come_back_as_they_were_saved(bert: Path, tmp_path: Path) -> None:
+    made = build(bert / "../base", device="cpu")
+    made.prompts, made.similarity_fn_name = {"query": "cats ", "document": ""}, "cosine"  # pyright: ignore[reportAttributeAccessIssue]
+    made.save(str(tmp_path), create_model_card=False)
+    found, theirs = load(tmp_path), SentenceTransformer(str(tmp_path), trust_remote_code=True)
+    assert found.similarity_fn_name == theirs.similarity_fn_name == "cosine"
+    assert np.array_equal(found.encode_query(["dogs"]), theirs.encode_query(["dogs"]))
+    assert np.array_equal(found.encode_query(["dogs"]), found.encode_query(["cats dogs"], prompt=""))

@@ -11,8 +11,7 @@ import pytest
 
 from tacit.retrieval.modules import split
 from tacit.retrieval.neighbours import nearest, reordered
-from tacit.retrieval.pairs import MOST, TEMPLATES, Document, PairOptions, Pairs, content, of_labelled, of_papers, with_roles
-from tacit.retrieval.papers import Paper
+from tacit.retrieval.pairs import MOST, TEMPLATES, Document, PairOptions, Pairs, content, of_labelled, with_roles
 from tacit.retrieval.roles import Teacher
 from tacit.tasks.data import DataError, locate
 
@@ -127,14 +126,12 @@ def test_a_facets_neighbours_are_among_those_near_as_a_whole():
         assert place[row["positive"]] in rankings[place[row["anchor"]]]
 
 
-def test_fields_and_given_pairs():
+def test_papers_of_one_field():
     every = [replace(d, field=d.id[0]) for d in papers(3)]
     by_text = {d.text: d for d in every}
     for row in Pairs(every, options=only(field=1)).rows(18):
         assert by_text[row["anchor"]].field == by_text[row["positive"]].field
-    pairs = Pairs(every, related=[("graphs0", "cells1")], options=only(given=1))
-    assert {(by_text[r["anchor"]].id, by_text[r["positive"]].id) for r in pairs.rows(4)} == {("graphs0", "cells1"), ("cells1", "graphs0")}
-    assert pairs.kinds["pairs/given"] == 2 and pairs.kinds["pairs/field"] == 0  # 0: of a share of 0
+    assert Pairs(every, options=only(halves=1)).kinds["pairs/field"] == 0  # of a share of 0
 
 
 def test_a_kind_that_no_paper_can_give_does_not_come():
@@ -219,10 +216,9 @@ def test_the_same_paper_twice_is_neither_neighbour_nor_negative():
             assert not {row["positive"], row["negative"]} & ones
 
 
-def test_own_papers_become_documents_and_a_teacher_gives_roles():
-    found = of_papers([Paper("a", "A title", "We know little. We propose it!\n\nIt works."), Paper("b", "Bare", "")])
-    assert found[0].sentences == ("We know little.", "We propose it!", "It works.") and found[0].text.startswith("A title.")
-    assert found[1] == Document("b", "Bare", ()) and found[1].text == "Bare"
+def test_a_teacher_gives_roles():
+    found = [Document("a", "A title", ("We know little.", "We propose it!", "It works.")), Document("b", "Bare", ())]
+    assert found[0].text.startswith("A title.") and found[1].text == "Bare"
     teacher = Teacher.fit([{"sentences": ["we know little", "we propose it", "it works"], "labels": ["background", "method", "result"]}] * 3)
     told = with_roles([*found, paper("graphs", 0)], teacher, least=0)
     assert told[0].roles == (0, 1, 2) and told[1].roles == () and told[2].roles == (0, 1, 2, -1)
@@ -240,7 +236,6 @@ def test_two_papers_are_a_corpus_and_one_with_an_abstract_too():
         ([Document("a", "Bare", ()), Document("b", "", ())], {}, "no pair can be made of 2 papers"),
         ([paper("graphs", 0), paper("graphs", 0)], {}, "two papers have the id 'graphs0'"),
         (papers(1), {"questions": [("why", "cells9")]}, "a question names the paper 'cells9', which is not among the 3 given"),
-        (papers(1), {"related": [("cells0", "x")]}, "a pair names the paper 'x'"),
     ],
 )
 def test_what_gives_no_pairs_is_said(documents, given, message):

@@ -119,13 +119,25 @@ def test_what_may_not_be_read_is_named(tmp_path, monkeypatch):
 
         return call
 
+    (tmp_path / "listed").mkdir()
+    (tmp_path / "listed" / "d.txt").write_text("D")
+    stat, access = os.stat, os.access
+
+    def no_stat(path: Any, **how: Any) -> Any:
+        if "shut/" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return stat(path, **how)
+
+    monkeypatch.setattr(os, "stat", no_stat)
+    monkeypatch.setattr(os, "access", lambda path, mode: "listed" not in str(path) and access(path, mode))
     monkeypatch.setattr(Path, "read_bytes", refused(Path.read_bytes, "b.txt"))
     monkeypatch.setattr(os, "scandir", refused(os.scandir, "shut"))
     found = gather([tmp_path])
     assert [p.id for p in found.papers] == ["a.txt"]
-    assert found.left_out == [
-        f"{tmp_path / 'shut'}: permission denied",
+    assert sorted(found.left_out) == [
         f"{tmp_path / 'b.txt'}: permission denied; give the path of a text, Markdown, HTML or PDF file",
+        f"{tmp_path / 'listed'}: permission denied",
+        f"{tmp_path / 'shut'}: permission denied",
     ]
 
 
@@ -183,6 +195,26 @@ def test_bibtex():
     }
     assert got["paren"] == {"title": 'Quotes "inside"'} and got["last"] == {"title": "Last"}
     assert plain(r"na\"ive \v{S}koda \c{c}a \o re $x_1$") == "naïve Škoda ça øre x_1"
+
+
+@pytest.mark.parametrize("brackets", ["{}", "()"])
+@pytest.mark.parametrize(
+    "abstract",
+    [
+        "We reach NDCG@10 (0.45, up from 0.40).",
+        "It costs\n@ 10 (cents, at most) of each.",
+        "See @k (a, b) or @article{x, title={y}}",
+        "no \\{ but \\{a\\}, a",
+    ],
+)
+def test_an_entry_ends_where_its_brace_is_closed(brackets, abstract):
+    """Not at an @ within it; what stands between two entries is a comment, and they may share a line."""
+    left, right = brackets
+    first = f'@article{left}one, title={{On (cats)}}, abstract={{{abstract}}}, author="Li (A)", keywords={{purr}}{right}'
+    got = list(entries(f"a@b.org wrote: {first} and @misc{{two, title={{Dogs}}}}\n  @book(three, title={{Bats}})"))
+    assert [key for key, _ in got] == ["one", "two", "three"]
+    assert got[0][1] == {"title": "On (cats)", "abstract": plain(abstract), "author": "Li (A)", "keywords": "purr"}
+    assert "\\" not in got[0][1]["abstract"]
 
 
 @given(st.text(alphabet='@{}=,"# \\abc\n', max_size=80))

@@ -33,16 +33,16 @@ def test_places_by_hand():
 def test_roles_are_learnt_from_words():
     teacher = Teacher.fit(LABELLED)
     text = ["results show gains on planets", "little is known of planets", "we propose a model of planets"]
-    found = teacher.predict(text)
+    found = teacher.predict_all([text])[0]
     assert teacher.facets == FACETS and found.shape == (3, 3) and found.sum(1) == pytest.approx([1, 1, 1])
     assert found.argmax(1).tolist() == [2, 0, 1]
-    assert np.array_equal(Teacher.fit(LABELLED).predict(text), found)
+    assert np.array_equal(Teacher.fit(LABELLED).predict_all([text])[0], found)
 
 
 def test_and_from_places():
     """Sentences without a word in common: only the place tells."""
     rows = [{"sentences": ["first", "middle", "last"], "labels": ["background", "method", "result"]} for _ in range(9)]
-    assert Teacher.fit(rows).predict(["unseen", "unheard", "unknown"]).argmax(1).tolist() == [0, 1, 2]
+    assert Teacher.fit(rows).predict_all([["unseen", "unheard", "unknown"]])[0].argmax(1).tolist() == [0, 1, 2]
 
 
 def test_who_is_unsure_says_none():
@@ -50,7 +50,7 @@ def test_who_is_unsure_says_none():
     texts = [[], ["we propose a model of planets", "zebra"], ["results show gains"]]
     every = teacher.predict_all(texts)
     assert [p.shape for p in every] == [(0, 3), (2, 3), (1, 3)]
-    assert every[1] == pytest.approx(teacher.predict(texts[1]))
+    assert every[1] == pytest.approx(teacher.predict_all([texts[1]])[0])
     assert teacher.sure(texts, least=0.0) == [tuple(p.argmax(1).tolist()) if len(p) else () for p in every]
     assert teacher.sure(texts, least=1.01) == [(), (NONE, NONE), (NONE,)]
     assert teacher.predict_all([[]])[0].shape == (0, 3)

@@ -136,6 +136,21 @@ def test_equal_scores_come_by_id():
     assert found(searcher, "cats") == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("method", ["bm25", "dense", "hybrid"])
+def test_equal_scores_come_by_id_at_the_cut_too(bert, tmp_path, monkeypatch, method):
+    """Of 30 equal papers, the last ids first in the index, any number shows the first ids; a better and a worse one keep their places."""
+    monkeypatch.setattr("tacit.retrieval.search.DEPTH", 12)
+    twins = [Paper(f"p{n:02}", "cats", "cats sleep graph") for n in reversed(range(30))]
+    build(tmp_path / "i", [Paper("worse", "dogs", "neural cats"), *twins, Paper("best", "cats", "cats sleep")], Encoder.load(bert))
+    searcher = Searcher.open(tmp_path / "i")
+    query = searcher.query("cats cats sleep")
+    expected = ["best", *(f"p{n:02}" for n in range(30)), "worse"][: 12 if method == "hybrid" else None]
+    for k in (1, 2, 4, 9, 30, 40):
+        hits = searcher.search(query, k, method)
+        assert [hit.paper.id for hit in hits] == expected[:k]
+    assert found(searcher, like="p00", k=3, method=method) == ["p01", "p02", "p03"]
+
+
 def test_another_model_is_refused(searcher, bert, other_bert):
     with pytest.raises(ValueError, match="gives other vectors for the same texts"):
         Searcher(searcher.contents, Encoder.load(other_bert))

@@ -129,6 +129,9 @@ def test_a_model_that_was_moved_and_one_that_is_another(bert, other_bert, tmp_pa
     assert "gives other vectors for the same texts" in search("query", "cats", "--model", str(other_bert), code=2).output
     assert "gives other vectors for the same texts" in search("add", "papers", "--model", str(other_bert), code=2).output
     assert "3 papers" in search("add", "papers", "--model", "there").output
+    assert "gives other vectors for the same texts" in search("add", "papers", "--model", str(other_bert), code=2).output, "also of nothing new"
+    search("index", "papers", "-i", "words.index")
+    assert "was made without a model" in search("add", "papers", "-i", "words.index", "--model", "there", code=2).output
 
 
 @pytest.mark.parametrize("name", ["papers/model", "./model", "~/model", "/model", "a/b/c"])

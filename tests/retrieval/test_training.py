@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import random
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from sentence_transformers import SentenceTransformer
 from typer.testing import CliRunner
 
@@ -21,14 +24,16 @@ from tacit.config import ConfigError, RetrievalConfig, load, load_job
 from tacit.core.progress import SilentReporter
 from tacit.core.runtime import Runtime
 from tacit.report import verdicts, write_report
-from tacit.retrieval import job, training
+from tacit.retrieval import corpus, job, training
 from tacit.retrieval.dev import Measured, known_items, measure
 from tacit.retrieval.encoder import Encoder
 from tacit.retrieval.job import run
 from tacit.retrieval.modules import load as load_model
 from tacit.retrieval.modules import pooling_of
-from tacit.retrieval.sentences import SENTENCE_END
+from tacit.retrieval.pairs import letters
+from tacit.retrieval.sentences import SENTENCE_END, size
 from tacit.retrieval.training import Options, Prepared, dataset, fit, last_checkpoint, renamed
+from tacit.retrieval_config import FacetConfig, FacetLossConfig
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 FACETS = ("background", "method", "result")
@@ -59,6 +64,20 @@ def papers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [{"sentences": text(subjects[n % 8]), "labels": list(FACETS)} for n in range(12)]
     Path("roles.jsonl").write_text("\n".join(map(json.dumps, lines)))
     Path("r.yaml").write_text(RECIPE)
+
+
+@pytest.fixture(scope="module")
+def finished() -> dict[str, Path]:
+    return {}
+
+
+@pytest.fixture
+def begun(papers: None, finished: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two steps, on papers that are the same for every test."""
+    if not finished:
+        run(config("steps=2"))
+        finished["run"] = Path(shutil.move("run", tmp_path_factory.mktemp("begun")))
+    return finished["run"]
 
 
 def config(*overrides: str, text: str | None = None) -> RetrievalConfig:
@@ -178,6 +197,48 @@ def test_a_long_paper_is_several_documents() -> None:
     assert max(len(text.split()) for text in texts) <= 40
 
 
+@pytest.mark.parametrize(("base", "longest"), [("bert", 38), ("nowhere", 307)])
+def test_passages_are_as_long_as_a_pretrained_base_reads(base: str, longest: int, bert: Path) -> None:
+    """0.6 words a token: of a base that reads 64, and of one that cannot be read yet, which counts as one of 512."""
+    Path("papers/long.txt").write_text(" ".join(f"Sentence number {n} speaks of {word(n)} at some length." for n in range(400)))
+    found = config(f"base={{path: {bert.parent / 'base' if base == 'bert' else base}}}")
+    sizes = [size(document.text) for document in corpus.own(found, SilentReporter())["long.txt"]]
+    assert longest - 9 < max(sizes) <= longest
+
+
+def test_what_is_held_out_is_not_learnt_from_in_another_paper_or_a_labelled_text() -> None:
+    for path in sorted(Path("papers").iterdir()):
+        Path(f"papers/twin of {path.name}").write_text(path.read_text().replace("# On", "# About").replace(". ", "  .. "))
+    lines = Path("roles.jsonl").read_text().splitlines()
+    texts = [path.read_text().splitlines()[-1] for path in sorted(Path("papers").glob("[0-9]*"))]
+    lines += [json.dumps({"sentences": text.rstrip(".").split(". "), "labels": list(FACETS)}) for text in texts]
+    Path("roles.jsonl").write_text("\n".join(lines))
+    reporter = Recorder()
+    found = job.prepare(config(), Path("scratch"), reporter)
+    names = corpus.held_out(list(corpus.read(config(), SilentReporter()).papers), config())
+    held = {letters(Path("papers", name).read_text().splitlines()[-1]) for name in names}
+    learnt = {letters(row[column]) for row in found.prepared.rows for column in ("anchor", "positive", "negative", "answer", "labelled")}
+    assert len(names) == 8 and not [one for one in learnt for text in held if text in one]
+    assert found.told == {"papers": 80 - 2 * len(held), "held_out_papers": 8, "questions": 0, "labelled_texts": 52 - len(held)}
+    assert f"left out, as their texts are held out: {2 * len(held) - 8} papers and {len(held)} labelled texts" in reporter.told
+
+
+def test_papers_of_public_sets_that_are_held_out_are_not_learnt_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [path.read_text() for path in sorted(Path("papers").iterdir())]
+    shown = [(text.splitlines()[0].removeprefix("# "), text.splitlines()[-1]) for text in texts]
+    candidates = [{"corpus_id": n, "title": title, "abstract": abstract, "score": n % 2} for n, (title, abstract) in enumerate(shown[:4])]
+    (tmp_path / "data/scirepeval_sample").mkdir(parents=True)
+    with gzip.open(tmp_path / "data/scirepeval_sample/search.jsonl.gz", "wt") as file:
+        file.write(json.dumps({"query": "what", "candidates": candidates}))
+    monkeypatch.setenv("TACIT_DATA", str(tmp_path / "data"))
+    labelled = {"sentences": shown[0][1].rstrip(".").split(". "), "labels": list(FACETS)}
+    Path("roles.jsonl").write_text(Path("roles.jsonl").read_text() + "\n" + json.dumps(labelled))
+    found = job.prepare(config("evaluation.sets=[search]"), Path("scratch"), SilentReporter())
+    learnt = {letters(row[column]) for row in found.prepared.rows for column in ("anchor", "positive", "negative", "answer", "labelled")}
+    assert not [one for one in learnt for _, abstract in shown[:4] if letters(abstract) in one]
+    assert found.told["papers"] + found.told["held_out_papers"] in range(36, 41) and found.told["labelled_texts"] == 12
+
+
 def test_without_labelled_sentences_it_trains_and_says_what_is_missing() -> None:
     reporter = Recorder()
     run(config(text=RECIPE.replace("roles: [roles.jsonl]\n", "")), reporter=reporter)
@@ -233,6 +294,79 @@ def test_a_corpus_that_changed_is_not_gone_on_with() -> None:
     Path("papers/00.md").write_text("# Another\n\nWe propose another one. Experiments show that it is. Little is known.")
     with pytest.raises(ValueError, match="run was begun on another corpus, other steps or options of pairs"):
         run(config("steps=2"), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("base.small.hidden=32", "base.small.hidden 16 and not 32"),
+        ("base={path: x}", "base.path None and not 'x'"),
+        ("model.gates=constant", "model.gates 'adaptive' and not 'constant'"),
+        ("model.whole=0.9", "model.whole 0.6 and not 0.9"),
+        ("loss.temperature=0.5", "loss.temperature 0.03 and not 0.5"),
+        ("learning_rate=1e-6", "learning_rate 0.0003 and not 1e-06"),
+        ("batch_size=4", "batch_size 8 and not 4"),
+        ("mixture.title=0", "mixture.title 0.15 and not 0.0"),
+        ("steps=3", "steps 2 and not 3"),
+        ("seed=1", "seed 0 and not 1"),
+        ("keep=last", "keep 'best' and not 'last'"),
+    ],
+)
+def test_a_recipe_that_changed_is_not_gone_on_with(change: str, told: str, begun: Path) -> None:
+    shutil.copytree(begun, "run")
+    before = Path("run/config.yaml").read_text()
+    with pytest.raises(ValueError, match=f"^run was begun with {told}; put that back, or choose another output$"):
+        run(config("steps=2", change), resume=True)
+    assert Path("run/config.yaml").read_text() == before
+
+
+def test_a_run_that_moved_and_knows_a_key_less_is_gone_on_with_under_other_checkpoints(begun: Path) -> None:
+    shutil.copytree(begun, "moved")
+    there = yaml.safe_load(Path("moved/config.yaml").read_text())
+    del there["model"]["evidence"]
+    Path("moved/config.yaml").write_text(yaml.safe_dump(there))
+    outcome = run(config("steps=2", "output=moved", "checkpoint.every=1"), resume=True)
+    assert outcome.folder == Path("moved") and load_job("moved/config.yaml").checkpoint.every == 1
+
+
+def test_before_its_first_checkpoint_a_run_begins_with_whatever_recipe(begun: Path) -> None:
+    shutil.copytree(begun, "run")
+    shutil.rmtree("run/trainer")
+    assert run(config("steps=2", "learning_rate=1e-4"), resume=True).result["steps"] == 2
+    assert metrics("run")[0]["step"] == 0
+
+
+def test_a_model_takes_the_place_of_another_that_is_whole_until_then(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = SentenceTransformer(str(bert), device="cpu")
+    job.save(model, Path("model"))
+    files = sorted(path.name for path in Path("model").iterdir())
+    rename, seen = Path.rename, []
+
+    def look() -> None:
+        seen.append(any(path.is_dir() and sorted(file.name for file in path.iterdir()) == files for path in (Path("model"), Path(".model.old"))))
+
+    def renamed(path: Path, to: Path) -> Path:
+        look()
+        done = rename(path, to)
+        look()
+        return done
+
+    def removed(path: Path, ignore_errors: bool = False, tree: Any = shutil.rmtree) -> None:
+        look()
+        tree(path, ignore_errors=ignore_errors)
+        look()
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    monkeypatch.setattr(Path, "replace", renamed)
+    monkeypatch.setattr(shutil, "rmtree", removed)
+    job.save(model, Path("model"))
+    assert len(seen) > 4 and all(seen) and not Path(".model.old").exists() and not Path(".model.tmp").exists()
+
+
+def test_a_dry_run_keeps_all_labelled_texts_whatever_their_order() -> None:
+    lines = [{"sentences": [f"{STARTS[facet]} {word(n)}"], "labels": [facet]} for facet in FACETS for n in range(job.SMALL_CORPUS)]
+    Path("roles.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert np.isfinite(run(config(), dry_run=True).result["metrics"]["loss/train"])
 
 
 def test_a_dry_run_takes_one_step_and_writes_nothing() -> None:
@@ -323,6 +457,8 @@ def test_small_bases_have_defaults_of_their_own_and_what_is_given_stays() -> Non
     small, full = config("loss.roles=0.3"), RetrievalConfig(output="o", base={"path": "x"})  # type: ignore[arg-type]
     assert (small.loss.temperature, small.loss.roles, small.model.pooled, small.learning_rate) == (0.03, 0.3, "mean", 3e-4)
     assert config().loss.roles == 1.0
+    made = RetrievalConfig(output="o", loss=FacetLossConfig(roles=0.3), model=FacetConfig(whole=0.7))
+    assert (made.loss.temperature, made.loss.roles, made.model.whole, made.model.pooled) == (0.03, 0.3, 0.7, "mean")
     assert (full.loss.temperature, full.loss.roles, full.model.pooled, full.learning_rate) == (0.05, 0.2, "first", 2e-5)
 
 

@@ -75,6 +75,7 @@ def test_encodings(tmp_path):
 def test_what_is_no_utf_8_is_windows_1252_unless_most_of_it_is():
     assert decoded("Größe – “naïve”".encode("cp1252")) == "Größe – “naïve”"
     assert decoded("Größe".encode() + b"\xff" + "Maß".encode()) == "Größe\ufffdMaß"
+    assert decoded(b"a\r\n\r\nb\rc\n") == "a\n\nb\nc\n"
     assert decoded("\ufffd".encode()) == "\ufffd" and decoded(b"") == ""
 
 

@@ -59,8 +59,12 @@ def _text(path: Path, head: int = 0) -> tuple[str, str]:
 
 
 def decoded(data: bytes) -> str:
-    """The text of a file: UTF-16 where its first bytes say so, else UTF-8. What has more bytes that are no UTF-8 than letters
-    beyond ASCII is Windows-1252, which old files mostly are."""
+    """The text of a file, every line ending in a line feed: UTF-16 where its first bytes say so, else UTF-8. What has more bytes that are no UTF-8
+    than letters beyond ASCII is Windows-1252, which old files mostly are."""
+    return _characters(data).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _characters(data: bytes) -> str:
     if data.startswith(UTF16):
         return data.decode("utf-16", "replace")
     try:

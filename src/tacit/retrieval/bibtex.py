@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
 import re
 import unicodedata
 from collections.abc import Iterator
 
-ENTRY = re.compile(r"@\s*(\w+)\s*([{(])")
+ENTRY = re.compile(r"@\s*([A-Za-z]\w*)\s*[{(]")
+BEGINS = re.compile(r"^[ \t]*@\s*[A-Za-z]\w*\s*\{\s*[^\s,{}()\"=#]+\s*[,=]", re.MULTILINE)  # a line that can be nothing else
+MARK = re.compile(r'\\.|[{}")]', re.DOTALL)  # an escaped brace or quote is a character
 FIELD = re.compile(r"\s*([\w:.+-]+)\s*=\s*")
 ACCENTS = {
     "`": "\u0300", "'": "\u0301", "^": "\u0302", "~": "\u0303", "=": "\u0304", "u": "\u0306", ".": "\u0307", '"': "\u0308", "r": "\u030a",
@@ -19,21 +22,25 @@ MONTHS = {m[:3].lower(): m for m in ("January February March April May June July
 def entries(text: str) -> Iterator[tuple[str, dict[str, str]]]:
     """(key, lower-case field → plain text) of every entry, in the order of the file. What is not an entry is a comment, as for BibTeX.
 
-    An entry that is never closed ends where the next one begins, or with the file.
+    An entry that is never closed ends at the line where the next one begins, or with the file.
     """
     strings: dict[str, str] = dict(MONTHS)
-    starts = [m for m in ENTRY.finditer(text) if m[1].lower() != "comment"]
-    for n, start in enumerate(starts):
-        limit = starts[n + 1].start() if n + 1 < len(starts) else len(text)
-        kind, place = start[1].lower(), start.end()
+    begins, place = [m.start() for m in BEGINS.finditer(text)], 0
+    while (start := ENTRY.search(text, place)) is not None:
+        kind, first = start[1].lower(), start.end()
+        if kind == "comment":  # for BibTeX the word alone: what it holds may be entries
+            place = first
+            continue
+        following = bisect.bisect_left(begins, first)
+        place = _closing(text, first - 1, begins[following] if following < len(begins) else len(text))
         if kind == "preamble":
             continue
         if kind == "string":
-            strings |= dict(_fields(text, place, limit, strings))
+            strings |= dict(_fields(text, first, place, strings))
             continue
-        comma = text.find(",", place, limit)
-        if comma >= 0 and (key := text[place:comma].strip()):
-            yield key, {name: plain(value) for name, value in _fields(text, comma + 1, limit, strings)}
+        comma = text.find(",", first, place)
+        if comma >= 0 and (key := text[first:comma].strip()):
+            yield key, {name: plain(value) for name, value in _fields(text, comma + 1, place, strings)}
 
 
 def _fields(text: str, place: int, limit: int, strings: dict[str, str]) -> Iterator[tuple[str, str]]:
@@ -67,13 +74,16 @@ def _value(text: str, place: int, limit: int, strings: dict[str, str]) -> tuple[
 
 
 def _closing(text: str, place: int, limit: int) -> int:
-    """Place of the brace or quote that closes the one at `place`; `limit` when none does."""
-    wanted, depth = ("}" if text[place] == "{" else '"'), 0
-    for n in range(place + 1, limit):
-        if text[n] == wanted and depth == 0:
-            return n
-        if text[n - 1] != "\\":
-            depth += {"{": 1, "}": -1}.get(text[n], 0)
+    """Place of the brace, parenthesis or quote that closes the one at `place`; `limit` when none does."""
+    wanted, depth = {"{": "}", "(": ")"}.get(text[place], '"'), 0
+    place += 1
+    while (mark := MARK.search(text, place, limit)) is not None:
+        place = mark.end()
+        if mark[0] == wanted and depth == 0:
+            return mark.start()
+        if mark[0] == '"' and wanted == ")" and depth == 0:  # a value, where parentheses are text
+            place = _closing(text, mark.start(), limit) + 1
+        depth += {"{": 1, "}": -1}.get(mark[0], 0)
     return limit
 
 
@@ -82,5 +92,5 @@ def plain(value: str) -> str:
     accent = r"\\(?:([`'^~=.\"])\s*|([uvHrdck])(?:\s+|(?=\{)))\{?\\?(\w)\}?"
     value = re.sub(accent, lambda m: m[3] + ACCENTS[m[1] or m[2]], value)
     value = re.sub(r"\\([A-Za-z]+)\s*", lambda m: LETTERS.get(m[1], ""), value)
-    value = re.sub(r"\\([&%#_$])", r"\1", value).replace("--", "–").replace("~", " ")
+    value = re.sub(r"\\([&%#_${}])", r"\1", value).replace("--", "–").replace("~", " ")
     return unicodedata.normalize("NFC", " ".join(re.sub(r"[{}$]", "", value).split()))

@@ -76,11 +76,13 @@ def add(context: typer.Context, sources: Sources, folder: Place = INDEX, model: 
     from tacit.retrieval.encoder import Encoder
     from tacit.retrieval.index import add as added
     from tacit.retrieval.index import existing
+    from tacit.retrieval.search import Searcher
 
     existing(folder)
+    given = Searcher.open(folder, model).encoder if model else None  # another model is refused even where nothing is new
     with _writing(folder, context.obj["make_reporter"]()) as reporter:
         papers = _gathered(sources, reporter)
-        done = added(folder, papers, lambda name: Encoder.load(model or name), reporter=reporter)
+        done = added(folder, papers, lambda name: given or Encoder.load(name), reporter=reporter)
     print(f"Added {done.added:,}, changed {done.changed:,}, unchanged {done.unchanged:,}: {_papers(done.total)} in {folder}.")
 
 

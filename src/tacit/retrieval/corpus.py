@@ -6,13 +6,14 @@ Without a corpus of one's own the papers are those of the public sets below TACI
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import AutoConfig
 
 from tacit.config import RetrievalConfig
 from tacit.core.progress import Reporter
@@ -20,8 +21,10 @@ from tacit.retrieval import small
 from tacit.retrieval.benchmarks import FACETS, Benchmark
 from tacit.retrieval.dense import WORDS_PER_TOKEN
 from tacit.retrieval.dev import PUBLIC, known_items
-from tacit.retrieval.pairs import TEMPLATES, Document, PairOptions, Pairs, content, of_labelled, with_roles
+from tacit.retrieval.modules import UNTOLD_LENGTH
+from tacit.retrieval.pairs import TEMPLATES, Document, PairOptions, Pairs, content, letters, of_labelled, with_roles
 from tacit.retrieval.papers import gather
+from tacit.retrieval.quiet import quiet
 from tacit.retrieval.roles import Teacher
 from tacit.retrieval.scientific import scientific
 from tacit.retrieval.sentences import behind, passages, sentences
@@ -34,6 +37,7 @@ PASSAGES = 8  # of a long paper, from its beginning: no paper outweighs the othe
 FIELD = 0.02  # share of pairs of one field of study, which the scientific sets know for a few papers
 MOST_ROWS = 64_000  # that are made; a longer training goes over them again
 MOST_TOLD = 5  # papers left out that are named
+ENDING = 20  # letters of a text by which it is looked up
 
 Papers = dict[str, list[Document]]  # by id; a paper that is too long to be read at once is several documents, the first with its own id
 Labelled = Mapping[str, Any]  # `sentences` and their `labels`
@@ -61,6 +65,7 @@ class Material:
 def prepare(config: RetrievalConfig, scratch: Path, reporter: Reporter, most: int | None = None) -> Material:
     """Rows, base and held-out sets of a recipe; a small base is written into `scratch`. `most`: papers to stop at.
 
+    What has the same letters as a held-out paper, or as one of a public set that is held out, is not learnt from either.
     A small base is made without the held-out papers: LSA of a small corpus knows the words of each of its papers by heart.
 
     Raises ValueError where the corpus is too small, or a file is not what it should be.
@@ -70,16 +75,24 @@ def prepare(config: RetrievalConfig, scratch: Path, reporter: Reporter, most: in
         raise ValueError(
             f"training needs {FEWEST} papers at least, and learns little from less than some hundreds; the corpus has {len(found.papers)}"
         )
-    if not found.labelled:
+    held = held_out(list(found.papers), config)
+    public = [PUBLIC[name]() for name in config.evaluation.sets]
+    texts = [" ".join(document.sentences) for name in held for document in found.papers[name]]
+    shown = shown_in([*texts, *(text for one in public for text in one.corpus.values())])
+    labelled = [row for row in found.labelled if not shown(row["sentences"])]
+    if not labelled:
         reporter.warning("there are no labelled sentences, so nothing tells the model which facet is which; name some in roles")
     reporter.phase("making pairs", None)
-    papers = taught(found)
-    held = held_out(list(papers), config)
-    learnt = [document for name, documents in papers.items() if name not in held for document in documents]
-    asked = [question for question in found.questions if question[1] not in held]
-    pairs = Pairs(learnt, questions=asked, labelled=of_labelled(found.labelled), options=pair_options(config))
+    papers = taught(found.papers, labelled)
+    kept = {name: documents for name, documents in papers.items() if name not in held and not any(shown(d.sentences) for d in documents)}
+    out = len(papers) - len(held) - len(kept), len(found.labelled) - len(labelled)
+    if any(out):
+        reporter.message(f"left out, as their texts are held out: {out[0]} papers and {out[1]} labelled texts")
+    learnt = [document for documents in kept.values() for document in documents]
+    asked = [question for question in found.questions if question[1] in kept]
+    pairs = Pairs(learnt, questions=asked, labelled=of_labelled(labelled), options=pair_options(config))
     rows = pairs.rows(min(config.steps * config.batch_size, MOST_ROWS), config.seed)
-    sets = own_sets([papers[name][0] for name in held], found.questions, config.seed) + [PUBLIC[name]() for name in config.evaluation.sets]
+    sets = own_sets([papers[name][0] for name in held], found.questions, config.seed) + public
 
     base, weights = config.base.path, None
     if config.base.small is not None:
@@ -88,7 +101,7 @@ def prepare(config: RetrievalConfig, scratch: Path, reporter: Reporter, most: in
         texts = [document.text for document in learnt]
         weights = small.make(texts, base, seed=config.seed, **config.base.small.model_dump())
     assert base is not None
-    told = {"papers": len(papers) - len(held), "held_out_papers": len(held), "questions": len(asked), "labelled_texts": len(found.labelled)}
+    told = {"papers": len(kept), "held_out_papers": len(held), "questions": len(asked), "labelled_texts": len(labelled)}
     return Material(Prepared(rows, base, weights, sets), told, fingerprint(rows, sets))
 
 
@@ -109,7 +122,7 @@ def read(config: RetrievalConfig, reporter: Reporter, most: int | None = None) -
     for name in config.questions:
         questions += _questions(place(name, "questions"), papers)
     papers = dict(list(papers.items())[:most])
-    return Read(papers, labelled(config)[:most], [question for question in questions if question[1] in papers])
+    return Read(papers, labelled(config), [question for question in questions if question[1] in papers])
 
 
 def place(name: str, key: str) -> Path:
@@ -125,9 +138,24 @@ def own(config: RetrievalConfig, reporter: Reporter) -> Papers:
     """Papers as `tacit search index` reads them, long ones in passages that the model reads to the end."""
     found = gather([place(name, "corpus") for name in config.corpus], reporter)
     found.tell(reporter, MOST_TOLD)
-    words = int(WORDS_PER_TOKEN * (config.model.length or (config.base.small.length if config.base.small else 512)))
+    words = int(WORDS_PER_TOKEN * _tokens(config))
     papers = {paper.id: _documents(paper.id, paper.title, passages(paper.title, paper.text, words)) for paper in found.papers}
     return {name: documents for name, documents in papers.items() if documents}
+
+
+def _tokens(config: RetrievalConfig) -> int:
+    """How many the model will read of a text."""
+    if config.model.length is not None:
+        return config.model.length
+    if config.base.small is not None:
+        return config.base.small.length
+    assert config.base.path is not None
+    try:
+        with quiet():
+            most = getattr(AutoConfig.from_pretrained(config.base.path), "max_position_embeddings", None) or 0
+    except (OSError, ValueError, KeyError, AttributeError):
+        return UNTOLD_LENGTH  # what is wrong with the base is told where it is built
+    return min(most, UNTOLD_LENGTH) if most > 0 else UNTOLD_LENGTH
 
 
 def _documents(name: str, title: str, groups: Sequence[Sequence[str]]) -> list[Document]:
@@ -174,13 +202,13 @@ def _questions(path: Path, papers: Papers) -> Iterator[Question]:
 # --- making ---
 
 
-def taught(found: Read) -> Papers:
+def taught(papers: Papers, labelled: Sequence[Labelled]) -> Papers:
     """The papers with the facet of each sentence, of a teacher that learnt from the labelled ones; without those as they are."""
-    if not found.labelled:
-        return found.papers
-    every = with_roles([document for documents in found.papers.values() for document in documents], Teacher.fit(found.labelled))
+    if not labelled:
+        return papers
+    every = with_roles([document for documents in papers.values() for document in documents], Teacher.fit(labelled))
     told = {document.id: document for document in every}
-    return {name: [told[document.id] for document in documents] for name, documents in found.papers.items()}
+    return {name: [told[document.id] for document in documents] for name, documents in papers.items()}
 
 
 def pair_options(config: RetrievalConfig) -> PairOptions:
@@ -196,6 +224,19 @@ def held_out(names: Sequence[str], config: RetrievalConfig) -> list[str]:
     count = max(2, min(config.evaluation.documents, len(names) // SHARE))
     order: list[int] = np.random.default_rng((config.seed, 1)).permutation(len(names)).tolist()
     return [names[n] for n in order[:count]]
+
+
+def shown_in(texts: Sequence[str]) -> Callable[[Sequence[str]], bool]:
+    """Tells of sentences whether one of the texts has the same letters, or has them behind a title."""
+    by_ending: dict[str, list[str]] = {}
+    for text in map(letters, texts):
+        by_ending.setdefault(text[-ENDING:], []).append(text)
+
+    def shown(sentences: Sequence[str]) -> bool:
+        text = letters(" ".join(sentences))
+        return bool(text) and any(one.endswith(text) for one in by_ending.get(text[-ENDING:], ()))
+
+    return shown
 
 
 def own_sets(held: Sequence[Document], asked: Sequence[Question], seed: int) -> list[Benchmark]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,16 +45,23 @@ def encode(encoder: Encoder, papers: Sequence[Paper], words: int, reporter: Repo
     texts = [[behind(paper.title, group) for group in passages(paper.title, paper.text, words)] for paper in papers]
     every = [text for group in texts for text in group]
     parts = []
-    reporter.phase("encoding passages", len(every))
-    for start in range(0, len(every), CHUNK):
+    reporter.phase(f"encoding {len(every):,} passages", math.ceil(len(every) / CHUNK))
+    for n, start in enumerate(range(0, len(every), CHUNK)):
         parts.append(encoder.documents(every[start : start + CHUNK]))
-        reporter.step(min(start + CHUNK, len(every)) - 1, {"passages": len(every)})
+        reporter.step(n, {"passages": start + len(parts[-1])})
     vectors = np.concatenate(parts) if parts else encoder.documents([])
     return np.split(vectors, np.cumsum([len(group) for group in texts])[:-1])
 
 
 def joined(groups: Sequence[Vectors]) -> Passages:
     return Passages(np.concatenate(groups), np.repeat(np.arange(len(groups)), [len(group) for group in groups]))
+
+
+def leading(scores: NDArray[np.floating], count: int) -> NDArray[np.int64]:
+    """Places of the `count` highest scores and of all that equal the last of them, or of all there are; in order of places."""
+    if count >= len(scores):
+        return np.arange(len(scores))
+    return np.flatnonzero(scores >= np.partition(scores, -count)[-count])
 
 
 class Nearest:
@@ -87,29 +95,33 @@ class Nearest:
         return Nearest(held, self.engine)
 
     def search(self, vector: Vectors, papers: int) -> dict[int, float]:
-        """Row → score of the `papers` nearest papers at least, or of all there are; nearest first, equals by row. Scores are inner products, so
-        cosines where vectors have length 1.
+        """Row → score of the `papers` nearest papers, one at least, and of all that are as near as the last of them, or of all there are; nearest
+        first, equals by row. Scores are inner products, so cosines where vectors have length 1.
 
         A graph can lose sight of papers behind many equal passages: when even all passages do not yield enough papers, the scan is exact.
         """
-        total = len(self.held.vectors)
-        wanted = min(total, max(papers, 1))
+        total, papers = len(self.held.vectors), max(papers, 1)
+        wanted = papers + 1
         while wanted < total:
             self._widen(wanted)
             scores, places = self.engine.search(vector[None], wanted)
             found = places[0] >= 0
-            best = self._best(self.held.owners[places[0][found]], scores[0][found])
-            if len(best) >= papers:
+            best = self._best(places[0][found], scores[0][found], papers)
+            if len(best) >= papers and scores[0][found][-1] < min(best.values()):  # else papers as near may be left
                 return best
-            wanted = min(total, 2 * wanted)
-        return self._best(self.held.owners, self.held.vectors @ vector)
+            wanted *= 2
+        if not total:
+            return {}
+        # by FAISS too: of equal vectors a product of matrices can make scores that differ in the last bit
+        scores, places = _faiss().knn(vector[None], self.held.vectors, total, metric=_faiss().METRIC_INNER_PRODUCT)
+        return self._best(places[0], scores[0], papers)
 
-    @staticmethod
-    def _best(rows: NDArray[np.int64], scores: Vectors) -> dict[int, float]:
-        best: dict[int, float] = {}
-        for row, score in zip(rows.tolist(), scores.tolist()):
-            best[row] = max(best.get(row, -2.0), score)
-        return dict(sorted(best.items(), key=lambda item: (-item[1], item[0])))
+    def _best(self, places: NDArray[np.int64], scores: Vectors, papers: int) -> dict[int, float]:
+        """Of passages, nearest first."""
+        rows, nearest = np.unique(self.held.owners[places], return_index=True)
+        kept = leading(scores[nearest], papers)
+        kept = kept[np.argsort(-scores[nearest][kept], kind="stable")]
+        return dict(zip(rows[kept].tolist(), scores[nearest][kept].tolist()))
 
     def _widen(self, wanted: int) -> None:
         if hasattr(self.engine, "hnsw"):

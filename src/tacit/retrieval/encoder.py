@@ -23,6 +23,7 @@ Vectors = NDArray[np.float32]
 BATCH = 32
 ALL = "all"  # every facet evenly
 PROBES = ("Which papers compare dense with lexical retrieval?", "We study optimisers for deep networks. Results improve on all five data sets.", "β")
+USUAL, ENDLESS = 512, 10**8  # tokens read where no limit is known; a limit from which on it is the "none" of tokenizers, which say 1e30
 SAME = 1e-3  # most that a coordinate may move between machines and versions
 
 
@@ -32,11 +33,16 @@ class Encoder:
     facets: tuple[str, ...] = ()
 
     def __init__(self, model: SentenceTransformer, name: str = "a model"):
+        """Raises ValueError for a model with facets whose vectors are cut (`truncate_dim`)."""
         from tacit.retrieval.modules import FacetPooling
 
         last = list(model.children())[-1]
         self.model, self.name = model, name
         self.facets = last.facets if isinstance(last, FacetPooling) else ()
+        if self.facets and model.truncate_dim is not None:
+            raise ValueError(
+                f"{name} has facets, each with its part of a vector, so truncate_dim={model.truncate_dim} would cut some off; set it to None"
+            )
 
     @classmethod
     def load(cls, name: str | Path, device: str | None = None) -> Encoder:
@@ -57,7 +63,7 @@ class Encoder:
         found = Path(name).exists()
         name = str(_place(Path(name)).resolve()) if found else str(name)  # an index is also used from other folders
         failed = f"no sentence-transformers model could be loaded from {name!r}"
-        if not found and _means_a_folder(name):
+        if not found and means_a_folder(name):
             raise ValueError(f"{failed}: there is no such folder; name where it is with --model")
         if found and not any(Path(name, file).exists() for file in ("modules.json", "config.json")):
             raise ValueError(f"{failed}: it holds neither modules.json nor config.json; the run of a training has its model when it has ended")
@@ -70,8 +76,9 @@ class Encoder:
 
     @property
     def length(self) -> int:
-        """Tokens that the model reads of a text; what is beyond is lost."""
-        return int(self.model.get_max_seq_length() or 512)
+        """Tokens that the model reads of a text; what is beyond is lost. 512 where it sets no limit."""
+        length = self.model.get_max_seq_length() or USUAL
+        return int(length) if length < ENDLESS else USUAL
 
     def queries(self, texts: Sequence[str], facet: str | None = None) -> Vectors:
         """Of questions: a model with facets weighs them by π(q), or by the `facet` that is named. Raises ValueError for one that it has not."""
@@ -91,11 +98,12 @@ class Encoder:
         return np.array([text["intent"].tolist() for text in told], np.float32).reshape(len(texts), len(self.facets))
 
     def roles(self, texts: Sequence[str]) -> list[list[str]]:
-        """The most likely facet of each sentence of each text that the model reads; none of a model without facets."""
+        """The most likely facet of each sentence of each text, as far as the model reads; "" for one without a token. None of a model without
+        facets."""
         if not self.facets:
             return [[] for _ in texts]
         told = self._encode(texts, task="document", output_value=None)
-        return [[self.facets[k] for k in text["sentence_roles"][text["sentence_mask"]].argmax(-1).tolist()] for text in told]
+        return [_read_roles(self.facets, text["sentence_roles"].argmax(-1).tolist(), text["sentence_mask"].tolist()) for text in told]
 
     def probe(self) -> Vectors:
         """Vectors (2 · probes, d) of fixed texts: what tells one model from another, whatever its folder is called."""
@@ -118,13 +126,19 @@ class Encoder:
         return found if self.facets else unit(found)
 
 
+def _read_roles(facets: Sequence[str], best: Sequence[int], read: Sequence[bool]) -> list[str]:
+    """Up to the last sentence that was read: what follows is padding."""
+    end = max((n for n, there in enumerate(read, 1) if there), default=0)
+    return [facets[k] if there else "" for k, there in zip(best[:end], read)]
+
+
 def _place(folder: Path) -> Path:
     """A run keeps its model in a folder of its own."""
     inner = folder / "model"
     return inner if not (folder / "modules.json").exists() and (inner / "modules.json").exists() else folder
 
 
-def _means_a_folder(name: str) -> bool:
+def means_a_folder(name: str) -> bool:
     """Whether a name is none of the hub, where models are called `name` or `owner/name`, or begins with a folder that is there."""
     parts = Path(name).parts
     return len(parts) > 2 or name[:1] in (".", "~", "/") or (len(parts) == 2 and Path(parts[0]).is_dir())

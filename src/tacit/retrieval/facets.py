@@ -34,9 +34,9 @@ def anchor_logits(states: Tensor, anchors: Tensor, projection: Tensor) -> Tensor
 def places(logits: Tensor, mask: Tensor) -> Tensor:
     """β (B, K, L): where each facet is in a text, softmax over its positions. Exactly 0 where `mask` (B, L) is false, so all 0 for an empty text."""
     held = logits.masked_fill(~mask[:, None], -math.inf)
-    top = held.amax(-1, keepdim=True).clamp(min=-1e30)
+    top = held.amax(-1, keepdim=True).clamp(min=torch.finfo(held.dtype).min)
     weights = (held - top.detach()).exp()
-    return weights / weights.sum(-1, keepdim=True).clamp(min=TINY)
+    return weights / weights.sum(-1, keepdim=True).clamp(min=_tiny(weights))
 
 
 def kinds(logits: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def kinds(logits: Tensor) -> Tensor:
 def shares(mask: Tensor, weights: Tensor) -> Tensor:
     """What each token in `mask` (B, L) counts in a mean by `weights` (B, L) > 0: rows that sum to 1, or are all 0 for an empty text."""
     held = weights * mask
-    return held / held.sum(-1, keepdim=True).clamp(min=TINY)
+    return held / held.sum(-1, keepdim=True).clamp(min=_tiny(held))
 
 
 def sentence_shares(sentence_ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,7 +71,12 @@ def damping(ids: Tensor, mask: Tensor) -> Tensor:
 
 def unit(vectors: Tensor) -> Tensor:
     """Vectors of length 1; 0 stays 0."""
-    return vectors / vectors.norm(dim=-1, keepdim=True).clamp(min=TINY)
+    return vectors / vectors.norm(dim=-1, keepdim=True).clamp(min=_tiny(vectors))
+
+
+def _tiny(like: Tensor) -> float:
+    """What is divided by at least: in half precision TINY would be 0."""
+    return max(TINY, torch.finfo(like.dtype).tiny)
 
 
 # --- scores: step (S) of R1 ---
@@ -103,18 +108,26 @@ class Candidates:
     counts: Tensor
 
 
-def candidates(queries: Tensor, positives: Tensor, negatives: Tensor | None = None) -> Candidates:
-    """Every query (B, D) with all positives (B, D) and all hard negatives (B, D) of the batch.
+def candidates(queries: Tensor, positives: Tensor, negatives: Tensor | None = None, asking: Tensor | None = None) -> Candidates:
+    """Every query (B, D) with all positives (B, D) and all hard negatives (B, D) of the batch. `asking` (B, D): the documents that ask, if they do.
 
-    What is 0 everywhere is no candidate, nor is a second copy of the query's own positive: the same document may stand in a batch twice.
+    What is 0 everywhere is no candidate, nor is a second copy of the query's own positive, or of the document that asks: the same document may stand
+    in a batch more than once.
     """
     every = positives if negatives is None else torch.cat([positives, negatives])
-    size = every.norm(dim=-1)
-    with torch.no_grad():
-        copies = (positives @ every.T) >= (1 - 1e-5) * size[: len(positives), None] * size
+    with torch.no_grad(), torch.autocast(every.device.type, enabled=False):  # in bf16 a copy is not told from what is near
+        exact = every.to(torch.promote_types(every.dtype, torch.float32))
+        copies = _same(exact[: len(positives)], exact)
+        if asking is not None:
+            copies |= _same(asking.to(exact.dtype), exact)
         own = torch.eye(len(positives), len(every), dtype=torch.bool, device=every.device)
-        counts = own | ~(copies | (size <= TINY))
+        counts = own | ~(copies | (exact.norm(dim=-1) <= TINY))
     return Candidates(queries @ every.T, torch.arange(len(queries), device=every.device), counts)
+
+
+def _same(a: Tensor, b: Tensor) -> Tensor:
+    """Which of a (B, D) and b (C, D) are equal to rounding (B, C)."""
+    return (a @ b.T) >= (1 - 1e-5) * a.norm(dim=-1)[:, None] * b.norm(dim=-1)
 
 
 def info_nce(found: Candidates, temperature: float) -> Tensor:

@@ -11,18 +11,19 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import yaml
 from sentence_transformers import SentenceTransformer
 
 from tacit.config import RetrievalConfig
 from tacit.core.environment import environment
 from tacit.core.progress import Reporter, SilentReporter
-from tacit.core.rundir import RunDirectory
+from tacit.core.rundir import CONFIG, RunDirectory
 from tacit.core.runtime import Runtime
 from tacit.core.stopping import stop_after_step
 from tacit.retrieval.corpus import Material, prepare
@@ -33,6 +34,7 @@ from tacit.retrieval.training import Options, last_checkpoint, start, train
 
 MODEL, CHECKPOINTS, MATERIAL, RESULT = "model", "trainer", "material.json", "result.json"
 SMALL_STEP, SMALL_CORPUS = 2, 60  # rows and papers of a dry run
+MAY_CHANGE = ("output", "corpus", "roles", "questions", "evaluation", "checkpoint", "runtime")  # in a resumed run; what is read is compared by itself
 
 
 @dataclass
@@ -56,6 +58,8 @@ def run(config: RetrievalConfig, *, resume: bool = False, dry_run: bool = False,
             if dry_run:
                 return _dry_run(config, runtime, Path(scratch), reporter)
             with RunDirectory(config.output, resume=resume, keep=config.checkpoint.keep) as folder:
+                if resume:
+                    _refuse_another(folder.path, config)
                 material = prepare(config, Path(scratch), reporter)
                 return _run(config, material, folder, runtime, reporter, started)
     finally:
@@ -162,13 +166,35 @@ def parameters(model: SentenceTransformer) -> int:
 
 
 def save(model: SentenceTransformer, to: Path) -> None:
-    """Writes the model whole, or leaves what is there."""
-    making = to.with_name(f".{to.name}.tmp")
+    """Writes the model whole. What is there steps aside for it and is removed last: whenever the process dies, one of them is whole."""
+    making, aside = to.with_name(f".{to.name}.tmp"), to.with_name(f".{to.name}.old")
     shutil.rmtree(making, ignore_errors=True)
     with quiet():
         model.save_pretrained(str(making), create_model_card=False)
-    shutil.rmtree(to, ignore_errors=True)
-    making.replace(to)
+    if to.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        to.rename(aside)
+    making.rename(to)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _refuse_another(folder: Path, config: RetrievalConfig) -> None:
+    """Raises ValueError when a step of the run was saved that another recipe took. A key that the run does not know, being older, counts as equal."""
+    if last_checkpoint(folder / CHECKPOINTS) is None:
+        return
+    began = dict(_values(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))))
+    for key, value in _values(config.model_dump(mode="json", exclude=set(MAY_CHANGE))):
+        if began.get(key, value) != value:
+            raise ValueError(f"{folder} was begun with {key} {began[key]!r} and not {value!r}; put that back, or choose another output")
+
+
+def _values(section: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys with their values."""
+    for name, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _values(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
 
 
 def _check_same(file: Path, about: Mapping[str, Any]) -> None:

@@ -38,7 +38,8 @@ def tokens(text: str) -> list[str]:
     Scripts written without spaces have no words to be found this simply; they give pairs of neighbouring characters instead.
     """
     found: list[str] = []
-    for word in WORD.findall(unicodedata.normalize("NFKC", text).lower()):
+    lower = unicodedata.normalize("NFKC", text).lower()
+    for word in WORD.findall(unicodedata.normalize("NFKC", lower)):  # again: some letters can be one with their mark only in lower case
         if PAIRED.match(word):
             found += [word[i : i + 2] for i in range(max(1, len(word) - 1))]
         elif telling(word):

@@ -62,7 +62,8 @@ class FacetLoss(nn.Module):
             anchor, positive, *negative = (self._read(given[name]) for name in o.columns[: 3 if o.hard else 2])
             weights = self._pair_weights(labels[:, FACET], len(pooling.facets))
             asks = f.weighed(anchor["sentence_embedding"], weights.to(anchor["sentence_embedding"]))
-            terms["pairs"] = o.pairs * self._contrast(asks, positive["sentence_embedding"], *(n["sentence_embedding"] for n in negative))
+            found = (positive["sentence_embedding"], negative[0]["sentence_embedding"] if negative else None, anchor["sentence_embedding"])
+            terms["pairs"] = o.pairs * self._contrast(asks, *found)
         if o.question:
             question, answer = self._read(given["question"], task="query"), self._read(given["answer"])
             terms["question"] = o.question * self._contrast(question["sentence_embedding"], answer["sentence_embedding"])
@@ -77,8 +78,8 @@ class FacetLoss(nn.Module):
     def _read(self, features: dict[str, Any], task: str = "document") -> dict[str, Any]:
         return self.model(dict(features), task=task)
 
-    def _contrast(self, asks: Tensor, positives: Tensor, negatives: Tensor | None = None) -> Tensor:
-        found = f.candidates(asks, positives, negatives)
+    def _contrast(self, asks: Tensor, positives: Tensor, negatives: Tensor | None = None, asking: Tensor | None = None) -> Tensor:
+        found = f.candidates(asks, positives, negatives, asking)
         return f.info_nce(found, self.options.temperature) if self.options.form == "infonce" else f.triplet(found, self.options.margin)
 
     @staticmethod

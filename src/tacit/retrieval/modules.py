@@ -28,7 +28,9 @@ BINS = 10  # relative positions of a sentence in its text that are told apart
 OUTSIDE = -1  # sentence id of special tokens and padding
 GATE = 64  # units of the network that sets the gates
 GATES = ("adaptive", "constant")
-MODULES = "modules.json"
+UNTOLD_LENGTH = 512  # tokens that are read of a text at most where nothing else is said
+MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
+KEPT = ("prompts", "default_prompt_name", "similarity_fn_name")  # of the settings
 HUB = ("token", "cache_folder", "revision", "local_files_only")  # what sentence-transformers needs to fetch a file
 
 
@@ -73,7 +75,9 @@ class Sentencewise(Transformer):
             raise ValueError(f"a text was expected, not {type(other).__name__}")
         groups = [split((prompt or "") + text) for text in inputs]
         tokenizer: Any = self.tokenizer
-        every = [sentence for group in groups for sentence in group]
+        every = [
+            f" {sentence}" if n else sentence for group in groups for n, sentence in enumerate(group)
+        ]  # tokens of bytes tell words by their space
         encoded = iter(_ids(tokenizer, every))
         first, last = self._special
         room = (kwargs.get("max_length") or self.max_seq_length or 512) - len(first) - len(last)
@@ -86,7 +90,7 @@ class Sentencewise(Transformer):
             owner += [OUTSIDE] * len(first) + theirs + [OUTSIDE] * len(last)
             lengths.append(len(first) + len(read) + len(last))
         mask = np.arange(max(lengths)) < np.array(lengths)[:, None]
-        ids, owners = np.full(mask.shape, tokenizer.pad_token_id), np.full(mask.shape, OUTSIDE)
+        ids, owners = np.full(mask.shape, tokenizer.pad_token_id or 0), np.full(mask.shape, OUTSIDE)
         ids[mask], owners[mask] = tokens, owner  # of all texts at once, and by numpy: a tensor made of each list takes as long as the facets do
         found = {"input_ids": ids, "attention_mask": mask.astype(np.int64), "sentence_ids": owners}
         return {name: torch.from_numpy(values) for name, values in found.items()} | {"modality": "text"}
@@ -104,8 +108,8 @@ class Sentencewise(Transformer):
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Adds `token_embeddings` (B, L, d)."""
-        owners = features.pop("sentence_ids")
-        return super().forward(features, **kwargs) | {"sentence_ids": owners}
+        read = {name: value for name, value in features.items() if name != "sentence_ids"}
+        return super().forward(read, **kwargs) | {"sentence_ids": features["sentence_ids"]}
 
 
 class FacetPooling(Module):
@@ -175,7 +179,9 @@ class FacetPooling(Module):
     def forward(self, features: dict[str, Any], task: str | None = None, facet: str | None = None, **kwargs: Any) -> dict[str, Any]:
         """Adds `sentence_embedding` (B, (K + 1)·d): the document side, or for `task="query"` what asks, its facets weighed by its intent, by
         `facet`, or evenly for `facet="all"`. Also `facet_vectors` (B, K + 1, d), `intent` (B, K), `sentence_roles` (B, n, K) as log-probs,
-        `sentence_mask` (B, n), `gates` (B, K, 3) in the order of GRAINS, and `evidence` (B, K)."""
+        `sentence_mask` (B, n), `gates` (B, K, 3) in the order of GRAINS, and `evidence` (B, K). Raises ValueError for a `facet` of a document."""
+        if facet is not None and task != "query":
+            raise ValueError("a facet weighs what asks: give it to encode_query; a document is stored with every facet")
         states, owners = features["token_embeddings"], features["sentence_ids"]
         mask = owners >= 0
         some = mask.any(-1, keepdim=True)
@@ -184,7 +190,7 @@ class FacetPooling(Module):
         if self.word_logs is not None:
             words = self.word_logs[features["input_ids"]]
             weights, token_logits = words.exp(), token_logits + words[:, None]
-            counted = weights * f.damping(features["input_ids"], mask)
+            counted = weights * f.damping(features["input_ids"], mask).to(weights)
         first = torch.arange(owners.shape[1], device=owners.device) == 0
         whole_shares = f.shares(mask, counted) if self.pooled == "mean" else (first & some).to(states)
         sentence_shares, there = f.sentence_shares(owners, weights)
@@ -263,13 +269,15 @@ def build(
     base: str | Path, *, weights: Tensor | None = None, device: str | None = None, length: int | None = None, **options: Any
 ) -> SentenceTransformer:
     """A model over a base: the folder or hub id of a transformers encoder. `weights` (V,) of words, where they are to be weighted; `length`: the
-    most tokens that are read; `options`: those of FacetPooling."""
-    backbone = Sentencewise(str(base), max_seq_length=length)
-    most = getattr(backbone.config, "max_position_embeddings", None)
-    if length is not None and most is not None and length > most:
+    most tokens that are read, by default as many as the base reads, 512 at most; `options`: those of FacetPooling."""
+    backbone = Sentencewise(str(base))
+    limits = [backbone.max_seq_length, getattr(backbone.config, "max_position_embeddings", None)]  # a tokenizer without one has 1e30
+    most = min((limit for limit in limits if limit), default=UNTOLD_LENGTH)
+    if length is not None and length > most:
         raise ValueError(f"it reads {most} tokens at most, not {length}; lower model.length")
+    backbone.max_seq_length = length or min(most, UNTOLD_LENGTH)
     words = 0 if weights is None else len(weights)
-    pooling = FacetPooling(backbone.get_embedding_dimension(), words=words, length=backbone.max_seq_length or 512, **options)
+    pooling = FacetPooling(backbone.get_embedding_dimension(), words=words, length=backbone.max_seq_length, **options)
     pooling.start(weights=weights)
     return SentenceTransformer(modules=[backbone, pooling], device=device, similarity_fn_name="dot")
 
@@ -283,7 +291,7 @@ def is_faceted(name: str | Path) -> bool:
 
 
 def load(name: str | Path, device: str | None = None) -> SentenceTransformer:
-    """A saved model. The same as SentenceTransformer(name, trust_remote_code=True), without trusting any code but this."""
+    """A saved model with its prompts. The same as SentenceTransformer(name, trust_remote_code=True), without trusting any code but this."""
     path = load_file_path(str(name), MODULES)
     if path is None:
         raise ValueError(f"{name} holds no sentence-transformers model: there is no {MODULES}")
@@ -293,7 +301,9 @@ def load(name: str | Path, device: str | None = None) -> SentenceTransformer:
         if module["type"] not in classes:
             raise ValueError(f"{name} is no UniFAR-style model: it has a module {module['type']}")
         modules.append(classes[module["type"]].load(str(name), subfolder=module["path"]))
-    return SentenceTransformer(modules=modules, device=device, similarity_fn_name="dot")
+    settings = load_file_path(str(name), SETTINGS)
+    saved = json.loads(Path(settings).read_text(encoding="utf-8")) if settings else {}
+    return SentenceTransformer(modules=modules, device=device, **{key: saved[key] for key in KEPT if saved.get(key)})
 
 
 def pooling_of(model: SentenceTransformer) -> FacetPooling:

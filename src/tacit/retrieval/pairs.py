@@ -7,7 +7,6 @@ Pairs of papers, each a row's `anchor` and `positive`:
     facets      a paper and those of its 100 nearest that are nearest by the sentences of one role;      [inferred; after FLeW's three graphs]
                 negatives are near as a whole, but not in these; the pair counts for that facet
     field       two papers of one field of study, where fields are given                                 [inferred]
-    given       pairs that the caller gives, citations say                                               [specification, 2.3 (C)]
 Questions, each with the paper that answers it:
     cloze       the content words of one sentence behind words for its role; the answer lacks the sentence   [Lee et al. 2019]
     aspects     two to four sentences of one paper as they stand; the answer lacks them                      [inferred]
@@ -29,15 +28,14 @@ import numpy as np
 from tacit.retrieval.benchmarks import FACETS
 from tacit.retrieval.lexical import WORD, telling
 from tacit.retrieval.neighbours import Rankings, nearest, reordered
-from tacit.retrieval.papers import Paper
 from tacit.retrieval.roles import NONE, Roles, Teacher, roles_of
-from tacit.retrieval.sentences import SENTENCE_END, behind, sentences
+from tacit.retrieval.sentences import SENTENCE_END, behind
 
 MOST = 24  # sentences of a labelled text that can have a role
 Band = tuple[int, int]  # first and last rank among neighbours, of which the nearest has rank 1
 FEWEST_WORDS = 4  # of a sentence that can be asked for
 ASKED_WORDS = 12  # content words of a question at most
-PAIRED, ASKED = ("halves", "title", "neighbours", "facets", "field", "given"), ("cloze", "aspects", "given")
+PAIRED, ASKED = ("halves", "title", "neighbours", "facets", "field"), ("cloze", "aspects", "given")
 TEMPLATES = {
     "background": ("which work addresses {}", "papers on the problem of {}", "why is there a need for {}", "{}: what is known"),
     "method": ("which work uses {}", "papers that propose {}", "a method with {}", "how to do it by {}"),
@@ -68,10 +66,6 @@ class Document:
         return behind(self.title, self.sentences)
 
 
-def of_papers(papers: Sequence[Paper]) -> list[Document]:
-    return [Document(paper.id, paper.title, tuple(sentences(paper.text))) for paper in papers]
-
-
 def of_labelled(rows: Sequence[Mapping[str, Any]], facets: Sequence[str] = FACETS) -> list[Document]:
     """Labelled texts, {"sentences": [...], "labels": [...]}, as documents without a title; blank sentences are dropped with their labels."""
     found = []
@@ -98,9 +92,7 @@ class PairOptions:
     teacher's. `templates`: ways to ask for a sentence of a facet, with {} for its words.
     """
 
-    pairs: Mapping[str, float] = field(
-        default_factory=lambda: {"halves": 0.2, "title": 0.15, "neighbours": 0.3, "facets": 0.35, "field": 0.02, "given": 0.3}
-    )
+    pairs: Mapping[str, float] = field(default_factory=lambda: {"halves": 0.2, "title": 0.15, "neighbours": 0.3, "facets": 0.35, "field": 0.02})
     questions: Mapping[str, float] = field(default_factory=lambda: {"cloze": 0.4, "aspects": 0.2, "given": 0.4})
     near: Band = (1, 5)
     far: Band = (30, 60)
@@ -128,24 +120,17 @@ class Pairs:
         *,
         questions: Sequence[tuple[str, str]] = (),
         labelled: Sequence[Document] = (),
-        related: Sequence[tuple[str, str]] = (),
         options: PairOptions | None = None,
     ):
-        """`questions`: (text, id of its document). `labelled`: documents with gold roles. `related`: ids of documents that belong together.
+        """`questions`: (text, id of its document). `labelled`: documents with gold roles.
 
-        A document whose text another one has is left out; what is asked of it, or related to it, is the other one's. Raises ValueError for ids that
-        repeat or are not there, and for documents of which no pair can be made.
+        A document whose text another one has is left out; what is asked of it is asked of the other one. Raises ValueError for ids that repeat or
+        are not there, and for documents of which no pair can be made.
         """
         self.options = options or PairOptions()
         place, self.documents = _distinct(documents)
         self.labelled = [d for d in labelled if d.sentences]
-        self.asked = [(text, place[_known(name, place, "a question")]) for text, name in questions if text.strip()]
-        self.related: dict[int, list[int]] = {}
-        for pair in related:
-            one, other = (place[_known(name, place, "a pair")] for name in pair)
-            if one != other:
-                self.related.setdefault(one, []).append(other)
-                self.related.setdefault(other, []).append(one)
+        self.asked = [(text, place[_known(name, place)]) for text, name in questions if text.strip()]
         self._mine()
         self.anchors = [self._pair_kinds(n) for n in range(len(self.documents))]
         self.starts = [n for n, kinds in enumerate(self.anchors) if kinds]
@@ -189,7 +174,7 @@ class Pairs:
         o, every = self.options, list(range(len(self.documents)))
         how: dict[str, Any] = {"rank": o.rank, "exact": o.exact}
         by_facet, by_words = o.pairs.get("facets", 0) > 0, o.pairs.get("neighbours", 0) > 0
-        titles = [_letters(d.title) or f" {n}" for n, d in enumerate(self.documents)]  # equal titles: versions of one paper
+        titles = [letters(d.title) or f" {n}" for n, d in enumerate(self.documents)]  # equal titles: versions of one paper
         groups = np.unique(titles, return_inverse=True)[1] if titles else np.zeros(0, int)
         depth = max(o.near[1], o.far[1], o.depth if by_facet else 0)
         self.whole: Rankings = nearest([d.text for d in self.documents], groups, depth, **how) if by_facet or by_words else [[] for _ in every]
@@ -212,7 +197,6 @@ class Pairs:
             "neighbours": bool(_band(self.whole[n], self.options.near)),
             "facets": bool(self.by_facet[n]),
             "field": len(self.fields.get(d.field, ())) > 1,
-            "given": n in self.related,
         }
         return tuple(kind for kind in PAIRED if can[kind] and self.options.pairs.get(kind, 0) > 0)
 
@@ -236,8 +220,8 @@ class Pairs:
             facet = rng.choice(sorted(self.by_facet[n]))
             ranking = self.by_facet[n][facet]
         near, far = _band(ranking, self.options.near), _band(ranking, self.options.far)
-        if kind in ("field", "given"):
-            near = self.related[n] if kind == "given" else [k for k in self.fields[d.field] if k != n]
+        if kind == "field":
+            near = [k for k in self.fields[d.field] if k != n]
         positive = self.documents[rng.choice(near)]
         return d.text, positive.text, self.documents[rng.choice(far)].text if far else "", facet
 
@@ -312,19 +296,20 @@ def _distinct(documents: Sequence[Document]) -> tuple[dict[str, int], list[Docum
     for d in documents:
         if d.id in place:
             raise ValueError(f"two papers have the id {d.id!r}; give each paper an id of its own")
-        letters = _letters(" ".join(d.sentences)) or _letters(d.title) or d.text
-        if letters not in seen:
-            seen[letters] = len(kept)
+        text = letters(" ".join(d.sentences)) or letters(d.title) or d.text
+        if text not in seen:
+            seen[text] = len(kept)
             kept.append(d)
-        place[d.id] = seen[letters]
+        place[d.id] = seen[text]
     return place, kept
 
 
-def _letters(text: str) -> str:
+def letters(text: str) -> str:
+    """Letters and digits alone, of one case: equal for a text that was set in another way."""
     return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", text).casefold())
 
 
-def _known(name: str, place: Mapping[str, int], what: str) -> str:
+def _known(name: str, place: Mapping[str, int]) -> str:
     if name not in place:
-        raise ValueError(f"{what} names the paper {name!r}, which is not among the {len(place)} given")
+        raise ValueError(f"a question names the paper {name!r}, which is not among the {len(place)} given")
     return name

@@ -13,7 +13,7 @@ from typing import Any
 from tacit.core.documents import DocumentError, decoded, read_document
 from tacit.core.progress import Reporter, SilentReporter
 from tacit.retrieval.bibtex import entries
-from tacit.retrieval.store import Store
+from tacit.retrieval.store import CURRENT
 from tacit.tasks.data import DataError, read_jsonl
 
 TEXTS = (".txt", ".text", ".md", ".markdown", ".html", ".htm", ".xhtml", ".pdf")
@@ -110,7 +110,11 @@ def _files(sources: Sequence[str | Path]) -> tuple[list[tuple[Path, str]], Count
 def _inside(source: Path, closed: list[str]) -> Iterator[Path]:
     """The files of a folder, but for hidden ones and those of indexes; a sentence for each folder that may not be read."""
     for folder, folders, names in os.walk(source, onerror=lambda error: closed.append(f"{error.filename}: {(error.strerror or str(error)).lower()}")):
-        folders[:] = [name for name in folders if not name.startswith(".") and not Store(Path(folder, name)).exists()]
+        if not os.access(folder, os.X_OK):  # names can be read, files cannot
+            closed.append(f"{folder}: permission denied")
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not name.startswith(".") and not os.path.isfile(os.path.join(folder, name, CURRENT))]
         yield from (path for name in names if not name.startswith(".") and (path := Path(folder, name)).is_file())
 
 

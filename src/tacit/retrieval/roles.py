@@ -53,12 +53,8 @@ class Teacher:
         teacher.model.fit(teacher._features(texts)[roles >= 0], roles[roles >= 0])
         return teacher
 
-    def predict(self, sentences: Sentences) -> NDArray[np.float64]:
-        """Probabilities (n, K) of the facets for the sentences of one text."""
-        return self.predict_all([sentences])[0]
-
     def predict_all(self, texts: Sequence[Sentences]) -> list[NDArray[np.float64]]:
-        """The same for many texts at once, which is a hundred times faster."""
+        """Probabilities (n, K) of the facets for the sentences of each text; many texts at once are a hundred times faster."""
         sizes = [len(text) for text in texts]
         if not sum(sizes):
             return [np.zeros((0, len(self.facets))) for _ in texts]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tacit.retrieval.benchmarks import FACETS
-from tacit.retrieval.pairs import Document, of_labelled
+from tacit.retrieval.pairs import Document, letters, of_labelled
 from tacit.retrieval.sentences import sentences
 from tacit.tasks.data import read_set
 
@@ -46,22 +46,18 @@ def scientific(facets: Sequence[str] = FACETS) -> Scientific:
         *labelled,
     ]
     titles, texts = _held_out()
-    kept = {d.id: d for d in documents if d.sentences and _plain(d.title) not in titles and _plain(" ".join(d.sentences)) not in texts}
+    kept = {d.id: d for d in documents if d.sentences and letters(d.title) not in titles and letters(" ".join(d.sentences)) not in texts}
     questions = [(r["target"][0], f"scitldr:{r['paper_id']}") for r in tldr] + [(r["QUESTION"], f"pubmedqa:{r['pmid']}") for r in asked]
     return Scientific(tuple(kept.values()), tuple(q for q in questions if q[1] in kept), tuple(labelled), tuple(roles))
 
 
 def _held_out() -> tuple[set[str], set[str]]:
-    """Titles and texts, plain, of what chooses between models."""
+    """Letters of titles and texts of what chooses between models."""
     triplets = [r[role] for r in _rows("scirepeval_sample/specter_small") for role in ("query", "pos", "neg")]
     summaries = [r for part in ("dev", "test") for r in _rows(f"scitldr/{part}")]
-    titles = {_plain(r["title"] or "") for r in (*triplets, *summaries)}
-    texts = {_plain(r["abstract"] or "") for r in triplets} | {_plain(" ".join(r["source"])) for r in summaries}
+    titles = {letters(r["title"] or "") for r in (*triplets, *summaries)}
+    texts = {letters(r["abstract"] or "") for r in triplets} | {letters(" ".join(r["source"])) for r in summaries}
     return titles - {""}, texts - {""}
-
-
-def _plain(text: str) -> str:
-    return "".join(c for c in text.casefold() if c.isalnum())
 
 
 def _clean(group: Sequence[str]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tacit.mistakes import choice
+from tacit.retrieval.dense import leading
 from tacit.retrieval.encoder import Encoder, Vectors, facet_weights, known_facet, like
 from tacit.retrieval.fusion import reciprocal_rank_fusion
 from tacit.retrieval.index import Contents, Dense, read
@@ -120,8 +121,9 @@ class Searcher:
 
     def _by_words(self, query: Query, depth: int) -> dict[str, float]:
         scores = self.contents.bm25.scores(query.words)
-        best = np.argsort(-scores, kind="stable")[: depth + 1]
-        return self._named({int(row): float(scores[row]) for row in best if scores[row] > 0}, query)
+        shared = np.flatnonzero(scores > 0)
+        best = shared[leading(scores[shared], depth + 1)]  # one more than is asked: the paper that the query is goes
+        return self._named(dict(zip(best.tolist(), scores[best].tolist())), query)
 
     def _by_meaning(self, query: Query, depth: int) -> dict[str, float]:
         return self._named(self.dense.nearest.search(self.vector(query), depth + 1), query)
@@ -151,12 +153,13 @@ class Searcher:
         return [(text, float(weight)) for text, weight in zip(texts, weights)]
 
     def roles(self, paper: Paper) -> list[str]:
-        """The most likely facet of each of these sentences; "" where the model has no facets, or stopped reading before."""
+        """The most likely facet of each of these sentences; "" where the model has no facets, stopped reading before, or reads no token."""
         groups = passages(paper.title, paper.text, self.dense.words)
         found = []
         for group, names in zip(groups, self.encoder.roles([behind(paper.title, group) for group in groups])):
             read = names[1:] if paper.title and group else names  # the title is the first sentence of each passage
-            found += [*read, *[""] * len(group)][: max(1, len(group))]
+            size = max(1, len(group))
+            found += [*read, *[""] * size][:size]
         return found
 
     def _lexical(self, query: Query, texts: Sequence[str]) -> np.ndarray:

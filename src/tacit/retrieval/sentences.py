@@ -64,6 +64,7 @@ def passages(title: str, text: str, words: int) -> list[list[str]]:
 
 def behind(title: str, group: Sequence[str]) -> str:
     """Sentences behind a title as one text, SENTENCE_END between them. `spaced` makes it readable."""
+    title = title if title.strip() else ""
     return SENTENCE_END.join([f"{title.rstrip('.')}.", *group] if title and group else [title] if title else group)
 
 

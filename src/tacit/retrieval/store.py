@@ -25,6 +25,7 @@ from typing import TypeVar
 from tacit.core.disk import flush
 
 CURRENT, LOCK, FILES, TEMPORARY = "CURRENT", "LOCK", "FILES", ".writing"
+LEFT = re.compile(r"\.DS_Store|Thumbs\.db|\.nfs.*", re.DOTALL)  # what Finder, Explorer and NFS leave in any folder
 GENERATION = re.compile(r"\d{8}")
 BLOCK = 2**20  # bytes read at once
 READS = 5  # tries of a reader whose generation a writer removed under it
@@ -134,7 +135,7 @@ class Store:
 
     @staticmethod
     def _is_ours(name: str) -> bool:
-        return bool(GENERATION.fullmatch(name)) or name.startswith(TEMPORARY)
+        return name.startswith(TEMPORARY) or bool(GENERATION.fullmatch(name) or LEFT.fullmatch(name))
 
 
 def _fingerprint(path: Path) -> list[int]:

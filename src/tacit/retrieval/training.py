@@ -31,6 +31,7 @@ from tacit.mistakes import reason
 from tacit.retrieval import facets as f
 from tacit.retrieval.benchmarks import Benchmark
 from tacit.retrieval.dev import DevEvaluator
+from tacit.retrieval.encoder import means_a_folder
 from tacit.retrieval.losses import ROLES, FacetLoss, LossOptions, columns_of
 from tacit.retrieval.modules import build, pooling_of
 from tacit.retrieval.quiet import quiet
@@ -94,7 +95,8 @@ def start(prepared: Prepared, options: Options, seed: int) -> SentenceTransforme
         with quiet():
             model = build(prepared.base, weights=prepared.weights, device=options.device, **options.model)
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"no encoder could be built on {str(prepared.base)!r}: {reason(error)}") from None
+        told = "there is no such folder" if means_a_folder(str(prepared.base)) and not Path(prepared.base).exists() else reason(error)
+        raise ValueError(f"no encoder could be built on {str(prepared.base)!r}: {told}") from None
     if options.centroids and options.loss.roles and (found := centroids(model, prepared.rows)) is not None:
         pooling_of(model).start(centroids=found)
     return model.eval()

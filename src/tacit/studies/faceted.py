@@ -27,7 +27,7 @@ from tacit.retrieval.encoder import Encoder
 from tacit.retrieval.losses import LossOptions
 from tacit.retrieval.modules import pooling_of
 from tacit.retrieval.pairs import Pairs, of_labelled, with_roles
-from tacit.retrieval.roles import Teacher
+from tacit.retrieval.roles import NONE, Teacher, roles_of
 from tacit.retrieval.sentences import SENTENCE_END
 from tacit.retrieval.systems import Dense, PoolScores, evenly, given, hybrid, lexical, mean_scores, turned
 from tacit.retrieval.training import Options, Prepared, fit, start
@@ -36,7 +36,6 @@ from tacit.studies.paper_sets import Material, public
 from tacit.studies.study import Measured
 
 METRICS = {"csfcube": ("map", "ndcg%20"), "dorismae": ("map", "r@5", "ndcg@10%")}
-OBJECTIVE = "objective"  # counts as background
 WEIGHTS = tuple(n / 10 for n in range(1, 11))  # of a model in a hybrid, as tried on held-out sets
 GATED = 300  # texts of a kind whose gates are looked at
 Values = Mapping[str, Mapping[str, float]]  # metric → query → value
@@ -92,7 +91,7 @@ def options(settings: Mapping[str, Any]) -> Options:
 def name_facets(model: SentenceTransformer, labelled: Sequence[Mapping[str, Any]]) -> None:
     """Puts the anchors in the order in which most labelled sentences get their own facet: anchors that were never told have no names.
 
-    A model that was told keeps its order. Nothing but names changes (property 6.3).
+    Nothing but names changes (property 6.3).
     """
     encoder, pooling, size = Encoder(model), pooling_of(model), len(FACETS)
     seen = np.zeros((size, size))
@@ -156,8 +155,8 @@ def measured(data: str, found: Mapping[str, Values], numbers: Mapping[str, float
 def told_roles(encoder: Encoder, labelled: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """(what the model says, what people say) of every sentence with a facet that it reads."""
     told = encoder.roles([SENTENCE_END.join(row["sentences"]) for row in labelled])
-    pairs = ((said, FACETS[0] if true == OBJECTIVE else true) for one, row in zip(told, labelled) for said, true in zip(one, row["labels"]))
-    return [(said, true) for said, true in pairs if true in FACETS]
+    pairs = ((said, true) for one, row in zip(told, labelled) for said, true in zip(one, roles_of(row["labels"])))
+    return [(said, FACETS[true]) for said, true in pairs if said and true != NONE]
 
 
 def accuracy(pairs: Sequence[tuple[str, str]]) -> float:
