@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -188,3 +188,11 @@ def _plain(
         places[(*key, name.value)] = at(name.start_mark)
         data[name.value] = _plain(loader, value, (*key, name.value), places, at, above)
     return data
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as dotted names."""
+    found: dict[str, Any] = {}
+    for name, inner in value.items():
+        found |= flat(inner, f"{prefix}{name}.") if isinstance(inner, Mapping) and inner else {f"{prefix}{name}": inner}
+    return found

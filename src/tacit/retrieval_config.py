@@ -1,8 +1,7 @@
 """What a training of an encoder is: `kind: retrieval`. It has no task, policy or reward, so it is no RunConfig.
 
 Defaults are those of the specification's table 2.8, all [inferred]: of its full size over a pretrained base, of its small size (`SMALL`) over a base
-that is made from the corpus, where width, learning rates, temperature and weight of roles are
-ours, chosen on held-out sets.
+that is made from the corpus, where width, learning rates, temperature and weight of roles are ours, chosen on held-out sets.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ from math import hypot, isfinite
 from typing import Any
 
 from tacit.core.statistics import paired_t
-from tacit.report.runs import Run, flat
+from tacit.recipe import flat
+from tacit.report.runs import Run
 from tacit.report.verdict import Estimate, estimate
 
 OWN = ("seed", "output")  # settings that each run of an arm has for itself

@@ -7,12 +7,13 @@ from dataclasses import asdict
 from html import escape
 from pathlib import Path
 
+from tacit.recipe import flat
 from tacit.report import curves, health
 from tacit.report.arms import Arm, arms, settings_that_differ
 from tacit.report.comparison import comparison
 from tacit.report.html import absent, asset, document, in_script, table, text
 from tacit.report.instruments import instruments
-from tacit.report.runs import ReportError, Run, examples, flat, read_runs
+from tacit.report.runs import ReportError, Run, examples, read_runs
 from tacit.report.summary import header, intervals, tiles, verdict_card
 from tacit.report.verdict import verdict
 

@@ -245,11 +245,3 @@ def _parsed(line: str) -> dict[str, Any] | None:
 def finite(value: Any) -> float | None:
     """The number, or None for anything else."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as dotted names."""
-    found: dict[str, Any] = {}
-    for name, inner in value.items():
-        found |= flat(inner, f"{prefix}{name}.") if isinstance(inner, Mapping) and inner else {f"{prefix}{name}": inner}
-    return found

@@ -21,7 +21,7 @@ from tacit.retrieval import small
 from tacit.retrieval.benchmarks import FACETS, Benchmark
 from tacit.retrieval.dense import WORDS_PER_TOKEN
 from tacit.retrieval.dev import PUBLIC, known_items
-from tacit.retrieval.modules import UNTOLD_LENGTH
+from tacit.retrieval.encoder import USUAL
 from tacit.retrieval.pairs import TEMPLATES, Document, PairOptions, Pairs, content, letters, of_labelled, with_roles
 from tacit.retrieval.papers import gather
 from tacit.retrieval.quiet import quiet
@@ -154,8 +154,8 @@ def _tokens(config: RetrievalConfig) -> int:
         with quiet():
             most = getattr(AutoConfig.from_pretrained(config.base.path), "max_position_embeddings", None) or 0
     except (OSError, ValueError, KeyError, AttributeError):
-        return UNTOLD_LENGTH  # what is wrong with the base is told where it is built
-    return min(most, UNTOLD_LENGTH) if most > 0 else UNTOLD_LENGTH
+        return USUAL  # what is wrong with the base is told where it is built
+    return min(most, USUAL) if most > 0 else USUAL
 
 
 def _documents(name: str, title: str, groups: Sequence[Sequence[str]]) -> list[Document]:

@@ -11,7 +11,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +26,7 @@ from tacit.core.progress import Reporter, SilentReporter
 from tacit.core.rundir import CONFIG, RunDirectory
 from tacit.core.runtime import Runtime
 from tacit.core.stopping import stop_after_step
+from tacit.recipe import flat
 from tacit.retrieval.corpus import Material, prepare
 from tacit.retrieval.dev import baselines, measure
 from tacit.retrieval.losses import LossOptions
@@ -182,19 +183,10 @@ def _refuse_another(folder: Path, config: RetrievalConfig) -> None:
     """Raises ValueError when a step of the run was saved that another recipe took. A key that the run does not know, being older, counts as equal."""
     if last_checkpoint(folder / CHECKPOINTS) is None:
         return
-    began = dict(_values(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))))
-    for key, value in _values(config.model_dump(mode="json", exclude=set(MAY_CHANGE))):
+    began = flat(yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")))
+    for key, value in flat(config.model_dump(mode="json", exclude=set(MAY_CHANGE))).items():
         if began.get(key, value) != value:
             raise ValueError(f"{folder} was begun with {key} {began[key]!r} and not {value!r}; put that back, or choose another output")
-
-
-def _values(section: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys with their values."""
-    for name, value in section.items():
-        if isinstance(value, Mapping):
-            yield from _values(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", value
 
 
 def _check_same(file: Path, about: Mapping[str, Any]) -> None:

@@ -59,11 +59,10 @@ class FacetLoss(nn.Module):
         given = dict(zip(o.columns, sentence_features, strict=True))
         terms: dict[str, Tensor] = {}
         if o.pairs:
-            anchor, positive, *negative = (self._read(given[name]) for name in o.columns[: 3 if o.hard else 2])
-            weights = self._pair_weights(labels[:, FACET], len(pooling.facets))
-            asks = f.weighed(anchor["sentence_embedding"], weights.to(anchor["sentence_embedding"]))
-            found = (positive["sentence_embedding"], negative[0]["sentence_embedding"] if negative else None, anchor["sentence_embedding"])
-            terms["pairs"] = o.pairs * self._contrast(asks, *found)
+            read = [self._read(given[name])["sentence_embedding"] for name in o.columns[: 3 if o.hard else 2]]
+            anchor, positive, negative = read if o.hard else (*read, None)
+            asks = f.weighed(anchor, self._pair_weights(labels[:, FACET], len(pooling.facets)).to(anchor))
+            terms["pairs"] = o.pairs * self._contrast(asks, positive, negative, anchor)
         if o.question:
             question, answer = self._read(given["question"], task="query"), self._read(given["answer"])
             terms["question"] = o.question * self._contrast(question["sentence_embedding"], answer["sentence_embedding"])

@@ -21,14 +21,13 @@ from torch import Tensor, nn
 from tacit.mistakes import choice
 from tacit.retrieval import facets as f
 from tacit.retrieval.benchmarks import FACETS
-from tacit.retrieval.encoder import facet_weights
+from tacit.retrieval.encoder import USUAL, facet_weights
 from tacit.retrieval.sentences import SENTENCE_END, sentences
 
 BINS = 10  # relative positions of a sentence in its text that are told apart
 OUTSIDE = -1  # sentence id of special tokens and padding
 GATE = 64  # units of the network that sets the gates
 GATES = ("adaptive", "constant")
-UNTOLD_LENGTH = 512  # tokens that are read of a text at most where nothing else is said
 MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
 KEPT = ("prompts", "default_prompt_name", "similarity_fn_name")  # of the settings
 HUB = ("token", "cache_folder", "revision", "local_files_only")  # what sentence-transformers needs to fetch a file
@@ -41,8 +40,10 @@ def split(text: str) -> list[str]:
 
 def _ids(tokenizer: Any, sentences: list[str]) -> list[list[int]]:
     """Tokens of each sentence. Of a fast tokenizer nothing else is asked, such as the place of each token, which takes a quarter of its time."""
-    if not sentences or not tokenizer.is_fast:
-        return tokenizer(sentences, add_special_tokens=False, verbose=False)["input_ids"] if sentences else []
+    if not sentences:
+        return []
+    if not tokenizer.is_fast:
+        return tokenizer(sentences, add_special_tokens=False, verbose=False)["input_ids"]
     engine = tokenizer.backend_tokenizer
     engine.no_padding()
     engine.no_truncation()
@@ -75,12 +76,11 @@ class Sentencewise(Transformer):
             raise ValueError(f"a text was expected, not {type(other).__name__}")
         groups = [split((prompt or "") + text) for text in inputs]
         tokenizer: Any = self.tokenizer
-        every = [
-            f" {sentence}" if n else sentence for group in groups for n, sentence in enumerate(group)
-        ]  # tokens of bytes tell words by their space
+        # tokens of bytes tell words by the space before them
+        every = [f" {sentence}" if n else sentence for group in groups for n, sentence in enumerate(group)]
         encoded = iter(_ids(tokenizer, every))
         first, last = self._special
-        room = (kwargs.get("max_length") or self.max_seq_length or 512) - len(first) - len(last)
+        room = (kwargs.get("max_length") or self.max_seq_length or USUAL) - len(first) - len(last)
         tokens: list[int] = []
         owner: list[int] = []
         lengths: list[int] = []
@@ -137,7 +137,7 @@ class FacetPooling(Module):
         words: int = 0,
         intent_temperature: float = 0.5,
         evidence: bool = False,
-        length: int = 512,
+        length: int = USUAL,
     ):
         """`whole`: λ0. `granularities`: of `token`, `sentence`, `global`, those that facets are made of. `gates`: by facet and text, or learnt
         constants. `pooled`: the whole text is its `first` token's state, or the `mean`. `kinds`: a learnt vector is added to the states of
@@ -272,10 +272,10 @@ def build(
     most tokens that are read, by default as many as the base reads, 512 at most; `options`: those of FacetPooling."""
     backbone = Sentencewise(str(base))
     limits = [backbone.max_seq_length, getattr(backbone.config, "max_position_embeddings", None)]  # a tokenizer without one has 1e30
-    most = min((limit for limit in limits if limit), default=UNTOLD_LENGTH)
+    most = min((limit for limit in limits if limit), default=USUAL)
     if length is not None and length > most:
         raise ValueError(f"it reads {most} tokens at most, not {length}; lower model.length")
-    backbone.max_seq_length = length or min(most, UNTOLD_LENGTH)
+    backbone.max_seq_length = length or min(most, USUAL)
     words = 0 if weights is None else len(weights)
     pooling = FacetPooling(backbone.get_embedding_dimension(), words=words, length=backbone.max_seq_length, **options)
     pooling.start(weights=weights)
